@@ -1,0 +1,50 @@
+"""`python -m analysis RUN`: draw a run's figures and report again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from analysis.errors import AnalysisError
+
+_USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw and print the paths; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        from analysis.drawing import draw_run
+
+        names = [name.strip() for name in options.figures.split(",") if name.strip()] if options.figures else None
+        paths = draw_run(options.run, names)
+    except AnalysisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    except OSError as error:
+        print(f"error: {error.filename or options.run}: {error.strerror or error}", file=sys.stderr)
+        return _USAGE_ERROR
+    for name, files in paths["figures"].items():
+        reason = paths["ruled_out"].get(name)
+        print(f"{files['html']}" + (f"  (not drawn: {reason})" if reason else ""))
+    print(paths["report"])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Draw the figures and the report of a run again. "
+        "Each figure is saved as HTML (interactive), SVG, PDF and PNG under RUN/figures.",
+        epilog="example: python -m analysis results/quickstart --figures fig2,sizes",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a sweep's folder (its latest run is taken)")
+    parser.add_argument(
+        "--figures", metavar="A,B", help="draw just these, instead of what the sweep asked for (fig2, bandwidth, sizes)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The head-node actor: a `RunStore` that nodes send to, and a board where they write what they do now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from analysis.store import RunStore
+
+
+class AnalysisActor:
+    """One run's data, one call at a time; the board has a thread of its own, so that progress never waits."""
+
+    def __init__(self, path: str) -> None:
+        """Hold the run in the folder `path` of the head node."""
+        self._store = RunStore(path)
+        self._board: dict[str, str] = {}
+
+    def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
+        """See `RunStore.create`."""
+        self._store.create(record, sweep_yaml)
+
+    def update(self, fields: Mapping[str, Any]) -> None:
+        """See `RunStore.update`."""
+        self._store.update(fields)
+
+    def expect(self, slug: str, token: str) -> None:
+        """See `RunStore.expect`."""
+        self._store.expect(slug, token)
+
+    def receive(self, slug: str, token: str, name: str, offset: int, piece: bytes) -> None:
+        """See `RunStore.receive`."""
+        self._store.receive(slug, token, name, offset, piece)
+
+    def publish(
+        self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """See `RunStore.publish`."""
+        return self._store.publish(slug, token, record, files)
+
+    def finish(self, fields: Mapping[str, Any], draw: bool) -> dict[str, Any]:
+        """See `RunStore.finish`."""
+        return self._store.finish(fields, draw)
+
+    @ray.method(concurrency_group="board")
+    def note(self, token: str, text: str) -> None:
+        """Write on the board what the attempt `token` does now."""
+        self._board[token] = text
+
+    @ray.method(concurrency_group="board")
+    def notes(self) -> dict[str, str]:
+        """Return the board: what each attempt does now."""
+        return dict(self._board)
+
+
+def start(path: str) -> Any:
+    """Start the actor of one run on the head node and return its handle."""
+    remote = ray.remote(concurrency_groups={"board": 1})(AnalysisActor)
+    head = {"node:__internal_head__": 0.001}
+    return remote.options(num_cpus=0, resources=head, max_restarts=0, max_task_retries=0).remote(path)

@@ -1,0 +1,37 @@
+"""Everything that is drawn of a run: its figures and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.figures import ALWAYS, Drawn, draw, figure
+from analysis.report import write_report
+from analysis.run import Run, load_run
+
+
+def figure_names(run: Run) -> list[str]:
+    """Return the figures a run asks for, and those that every trial gets."""
+    asked = [str(name) for name in run.record.get("figures") or []]
+    return list(dict.fromkeys([*asked, *ALWAYS]))
+
+
+def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[str, Any]:
+    """Draw the figures of a run (by default those it asks for, with the per-trial ones) and its report.
+
+    Returns the paths: `{"run": ..., "report": ..., "figures": {chart name: {format: path}}, "ruled_out": {chart name:
+    reason}}`.
+    """
+    run = load_run(run_dir)
+    names = figure_names(run) if figures is None else list(figures)
+    for name in names:
+        figure(name)  # an unknown one is refused before anything is drawn
+    drawn: list[Drawn] = draw(run, names, run.path / "figures")
+    report = write_report(run, drawn)
+    return {
+        "run": str(run.path),
+        "report": str(report),
+        "figures": {one.name: {kind: str(path) for kind, path in one.files.items()} for one in drawn},
+        "ruled_out": {one.name: one.reason for one in drawn if one.reason},
+    }

@@ -1,0 +1,128 @@
+"""The house theme: one look for screen and print, safe for colour-blind readers (Okabe-Ito)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from analysis.run import Trial
+
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#000000"
+INK, FAINT_INK, RULE, GRID, ALARM = "#1f2328", "#57606a", "#8c959f", "#e4e8ec", "#b3261e"
+
+#: A colour means the same thing in every figure.
+OPERATIONS = {"read": BLUE, "write": VERMILLION}
+PHASES = {
+    "init": "#b6bcc4",
+    "warmup": "#8c959f",
+    "store": ORANGE,
+    "load": SKY,
+    "prefill": PURPLE,
+    "decode": GREEN,
+    "drain": "#6b7280",
+}
+SPARE = (PURPLE, GREEN, YELLOW, BLUE, VERMILLION, ORANGE, SKY)
+
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+WIDTH = 720
+TITLE_CHARACTERS = 88
+SUBTITLE_CHARACTERS = 128
+
+CONFIG: dict[str, Any] = {
+    "background": "white",
+    "font": FONT,
+    "padding": 12,
+    "view": {"stroke": GRID, "continuousWidth": WIDTH},
+    "title": {
+        "anchor": "start",
+        "frame": "group",
+        "fontSize": 15,
+        "fontWeight": 600,
+        "color": INK,
+        "subtitleFontSize": 11.5,
+        "subtitleColor": FAINT_INK,
+        "subtitleLineHeight": 16,
+        "subtitlePadding": 5,
+        "offset": 12,
+        "lineHeight": 19,
+    },
+    "axis": {
+        "labelFontSize": 11,
+        "labelColor": INK,
+        "titleFontSize": 12,
+        "titleFontWeight": 500,
+        "titleColor": INK,
+        "titlePadding": 8,
+        "gridColor": GRID,
+        "domainColor": RULE,
+        "tickColor": RULE,
+        "tickSize": 4,
+    },
+    "header": {"labelFontSize": 12.5, "labelFontWeight": 600, "labelColor": INK, "titleFontSize": 12},
+    "legend": {
+        "labelFontSize": 11.5,
+        "titleFontSize": 11.5,
+        "titleFontWeight": 500,
+        "titleColor": FAINT_INK,
+        "labelColor": INK,
+        "orient": "top",
+        "direction": "horizontal",
+        "symbolStrokeWidth": 2.5,
+        "symbolSize": 90,
+        "symbolOpacity": 1,
+        "labelLimit": 320,
+        "columnPadding": 16,
+        "padding": 2,
+        "offset": 8,
+        "titleOrient": "left",
+        "titlePadding": 8,
+    },
+}
+
+
+def finished(
+    chart: alt.TopLevelMixin, title: str, subtitle: Sequence[str] = (), alarm: Sequence[str] = ()
+) -> alt.TopLevelMixin:
+    """Return `chart` in the house theme under its title; `alarm` lines stand first and turn the title red."""
+    lines = [part for line in (*alarm, title) for part in _wrap(line, TITLE_CHARACTERS) or [""]]
+    below = [part for line in subtitle for part in _wrap(line, SUBTITLE_CHARACTERS)]
+    heading: dict[str, Any] = {"text": lines[:8]}
+    if below:
+        heading["subtitle"] = below
+    if alarm:
+        heading["color"] = ALARM
+    return chart.properties(title=alt.TitleParams(**heading)).configure(**CONFIG)  # type: ignore[no-any-return]
+
+
+def notice(title: str, reason: str) -> alt.TopLevelMixin:
+    """Return a figure that says why there is none."""
+    text = _wrap(f"Not drawn: {reason}.", 100)
+    mark = alt.Chart(alt.InlineData(values=[{}])).mark_text(
+        text=text, align="left", x=14, y=26, fontSize=13, color=FAINT_INK, lineHeight=18
+    )
+    return finished(mark.properties(width=WIDTH, height=18 * len(text) + 28), title)
+
+
+def alarm(trial: Trial) -> list[str]:
+    """Return the line that marks a trial whose data may not be used; nothing for a valid one."""
+    return [] if trial.state == "valid" else [f"{trial.state.upper()}: {'; '.join(trial.reasons)}"]
+
+
+def phase_colours(names: Sequence[str]) -> list[str]:
+    """Return a colour for each phase name; a name that has no colour of its own gets a spare one."""
+    spare = [colour for colour in SPARE if colour not in {PHASES.get(name) for name in names}]
+    others = [name for name in names if name not in PHASES]
+    return [PHASES.get(name) or spare[others.index(name) % len(spare)] for name in names]
+
+
+def named(title: str, trial: Trial) -> str:
+    """Return the title of one trial's chart; its id gets spaces to break lines at."""
+    return f"{title}: {trial.id.replace(',', ', ')}"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False)

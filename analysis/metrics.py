@@ -1,0 +1,191 @@
+"""What a trial's trace says: totals by phase, bandwidth over time, request sizes.
+
+Everything here reads one published trial folder and streams over its requests.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.attribution import DATA, attribute
+from analysis.errors import AnalysisError, CannotDraw
+from analysis.run import Trial, load_trial
+from analysis.trace import time_column, time_range
+from analysis.units import GIB, NS_PER_S
+
+#: The name of the summary's row for the whole traced window.
+WHOLE = "trial"
+MOST_BINS = 600
+_LATENCIES = tuple(f"{op}_d2c_{name}_us" for op in DATA for name in ("p50", "p99", "max"))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One row of `phases.parquet`; `end_ns` is None where the process died inside."""
+
+    process: str
+    name: str
+    step: int | None
+    attributes: dict[str, str]
+    begin_ns: int
+    end_ns: int | None
+    bytes: int | None
+
+
+def phases(trial_dir: str | Path) -> list[Phase]:
+    """Return the phases of a trial in order of their begin; none where the trial recorded none."""
+    path = Path(trial_dir) / "phases.parquet"
+    if not path.is_file():
+        return []
+    try:
+        rows = pq.read_table(path).to_pylist()
+        found = [Phase(**(row | {"attributes": dict(row["attributes"] or ())})) for row in rows]
+    except (pa.ArrowException, OSError, TypeError, KeyError) as error:
+        raise AnalysisError(f"{path}: cannot be read as phases ({str(error).splitlines()[0]})") from None
+    return sorted(found, key=lambda phase: phase.begin_ns)
+
+
+def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
+    """Return one row per measured phase (one that states its bytes), after a row for the whole traced window.
+
+    Requests belong to the phase in which they were issued. Times are monotonic ns, latencies (issue to
+    completion) µs, bandwidth GiB/s of the phase's own bytes. What was not measured is None.
+    """
+    trial = load_trial(trial_dir)
+    measured = [phase for phase in phases(trial_dir) if phase.bytes is not None]
+    begin, end = trial.window or (None, None)
+    spans = [(begin, end), *((phase.begin_ns, phase.end_ns) for phase in measured)]
+    rows = [_identity(trial) | _span_columns("", WHOLE, None, begin, end, None)]
+    for phase in measured:
+        own = _span_columns(phase.process, phase.name, phase.step, phase.begin_ns, phase.end_ns, phase.bytes)
+        rows.append(_identity(trial) | own | {f"attr.{key}": value for key, value in phase.attributes.items()})
+    _add_traced(trial, rows, spans)
+    return rows
+
+
+def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.DataFrame:
+    """Return the bytes moved in each bin of the traced window, for reads and writes, empty bins included.
+
+    Columns: `op`, `begin_s` (bin begin, seconds since the window's begin), `bytes`, `gib_s` (bytes / bin width).
+    Bytes count when they completed, or when they were issued where completion was not recorded. Without `bin_ns`
+    the bin is the roundest that gives at most 600.
+    """
+    path = requests_path(trial_dir)
+    column = time_column(path)
+    begin, end = extent(trial_dir)
+    width = bin_ns or round_bin(end - begin)
+    place = ((pl.col(column) - begin) // width).cast(pl.Int64).alias("bin")
+    moved = (
+        pl.scan_parquet(path)
+        .select(pl.col("op").cast(pl.String), place, "bytes")
+        .filter(pl.col("op").is_in(DATA) & pl.col("bin").is_not_null())
+        .group_by("op", "bin")
+        .agg(pl.col("bytes").sum())
+        .collect(engine="streaming")
+    )
+    bins = max((end - begin - 1) // width + 1, int(moved["bin"].max() or 0) + 1)  # type: ignore[arg-type]
+    grid = pl.DataFrame({"op": DATA}).join(pl.DataFrame({"bin": range(bins)}), how="cross")
+    filled = grid.join(moved, on=("op", "bin"), how="left").sort("op", "bin")
+    return filled.select(
+        "op",
+        (pl.col("bin") * (width / NS_PER_S)).alias("begin_s"),
+        pl.col("bytes").fill_null(0),
+        (pl.col("bytes").fill_null(0) / (width / NS_PER_S * GIB)).alias("gib_s"),
+    )
+
+
+def request_sizes(trial_dir: str | Path) -> pl.DataFrame:
+    """Return how many requests each operation made of each size: `op`, `bytes`, `count`, sorted."""
+    return (
+        pl.scan_parquet(requests_path(trial_dir))
+        .select(pl.col("op").cast(pl.String), "bytes")
+        .group_by("op", "bytes")
+        .agg(pl.len().cast(pl.Int64).alias("count"))
+        .sort("op", "bytes")
+        .collect(engine="streaming")
+    )
+
+
+def requests_path(trial_dir: str | Path) -> Path:
+    """Return the trial's `requests.parquet`; where its tracer writes none, say which tracer that was."""
+    trial = load_trial(trial_dir)
+    path = trial.table("requests")
+    if path is not None:
+        return path
+    if trial.tracer in ("none", "diskstats"):
+        raise CannotDraw(f"the tracer of this trial, {trial.tracer}, records no single requests")
+    raise CannotDraw(f"the trial has no requests.parquet (tracer: {trial.tracer}, verdict: {trial.state})")
+
+
+def extent(trial_dir: str | Path) -> tuple[int, int]:
+    """Return the span that holds the traced window and every request in the trace (monotonic ns)."""
+    path = requests_path(trial_dir)
+    window = load_trial(trial_dir).window
+    traced = time_range(path, time_column(path))
+    spans = [span for span in (window, None if traced is None else (traced[0], traced[1] + 1)) if span is not None]
+    if not spans:
+        raise CannotDraw("the trace is empty and the trial states no traced window")
+    return min(begin for begin, _ in spans), max(end for _, end in spans)
+
+
+def round_bin(duration_ns: int, most: int = MOST_BINS) -> int:
+    """Return the smallest 1, 2 or 5 x 10^k ns, at least 1 ms, that cuts `duration_ns` into at most `most` bins."""
+    width = 1_000_000
+    while True:
+        for factor in (1, 2, 5):
+            if -(-duration_ns // (width * factor)) <= most:
+                return width * factor
+        width *= 10
+
+
+def _identity(trial: Trial) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "trial": trial.id,
+        "slug": trial.slug,
+        "repeat": trial.repeat,
+        "attempt": trial.attempt,
+        "verdict": trial.state,
+    }
+    return row | {f"cell.{axis}": _plain(value) for axis, value in trial.cell.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float, bool)) else json.dumps(value)
+
+
+def _span_columns(
+    process: str, name: str, step: int | None, begin: int | None, end: int | None, moved: int | None
+) -> dict[str, Any]:
+    seconds = None if begin is None or end is None else (end - begin) / NS_PER_S
+    return {
+        "process": process or None,
+        "phase": name,
+        "step": step,
+        "begin_ns": begin,
+        "end_ns": end,
+        "duration_s": seconds,
+        "bytes": moved,
+        "bandwidth_gib_s": None if moved is None or not seconds else moved / GIB / seconds,
+    }
+
+
+def _add_traced(trial: Trial, rows: list[dict[str, Any]], spans: list[tuple[int | None, int | None]]) -> None:
+    """Add the traced columns to `rows`; None where the trial has no requests or a span has no end."""
+    nothing = dict.fromkeys([f"traced_{op}_bytes" for op in DATA] + [f"{op}_requests" for op in DATA] + [*_LATENCIES])
+    path = trial.table("requests")
+    whole = [(place, (begin, end)) for place, (begin, end) in enumerate(spans) if begin is not None and end is not None]
+    if path is None or not whole:
+        for row in rows:
+            row |= nothing
+        return
+    attribution = attribute(path, [span for _, span in whole])
+    known = {place: attribution.totals(span) for span, (place, _) in enumerate(whole)}
+    for place, row in enumerate(rows):
+        row |= known.get(place, nothing)

@@ -1,0 +1,236 @@
+"""A run on disk, read-only: what was planned, which trials are there, and their tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.errors import AnalysisError
+from analysis.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+#: The kinds of byte counts in `trial.json`, in the order tables list them.
+TRIPLE = ("expected", "traced", "counted")
+STATES = ("valid", "invalid", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One published trial: its folder and its `trial.json`. Absent facts are None, never guessed."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def slug(self) -> str:
+        return self.path.name
+
+    @property
+    def id(self) -> str:
+        return str(self.record.get("id") or self.slug)
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        return dict(self.record.get("cell") or {})
+
+    @property
+    def repeat(self) -> int | None:
+        return self.record.get("repeat")
+
+    @property
+    def attempt(self) -> int:
+        return int(self.record.get("attempt") or 1)
+
+    @property
+    def state(self) -> str:
+        """`valid`, `invalid` or `failed`; a trial without a readable verdict is `failed`."""
+        state = self.section("verdict").get("state")
+        return state if state in STATES else "failed"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        reasons = self.section("verdict").get("reasons") or ()
+        if not reasons and self.state != "valid":
+            return ("no reason recorded",)
+        return tuple(str(reason) for reason in ([reasons] if isinstance(reasons, str) else reasons))
+
+    @property
+    def tracer(self) -> str:
+        return str(self.section("tracer").get("name") or "unknown")
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Begin and end of the traced window, monotonic ns."""
+        begin, end = self.section("tracer").get("begin_ns"), self.section("tracer").get("end_ns")
+        return None if begin is None or end is None else (int(begin), int(end))
+
+    def section(self, key: str) -> dict[str, Any]:
+        """Return the mapping `trial.json` holds under `key`; an absent or null one is empty."""
+        value = self.record.get(key)
+        return dict(value) if isinstance(value, Mapping) else {}
+
+    def byte_count(self, kind: str, operation: str) -> int | None:
+        """Return the `expected`, `traced` or `counted` bytes of `read` or `write`."""
+        counts = self.section("bytes").get(kind)
+        return counts.get(operation) if isinstance(counts, Mapping) else None
+
+    def table(self, name: str) -> Path | None:
+        """Return the path of `<name>.parquet`, or None where the trial has none."""
+        path = self.path / f"{name}.parquet"
+        return path if path.is_file() else None
+
+
+class Run:
+    """A run folder. `trials` that are not published (no `trial.json`) are not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = _read_record(path / "run.json")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def sweep(self) -> str:
+        return str(self.record.get("sweep") or self.path.parent.name)
+
+    @property
+    def id(self) -> str:
+        return str(self.record.get("run_id") or self.path.name)
+
+    @property
+    def plan(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.record.get("plan") or [] if isinstance(entry, dict)]
+
+    @cached_property
+    def published(self) -> list[Trial]:
+        """The published trials in plan order, then any that the plan does not know."""
+        order = {entry.get("slug"): place for place, entry in enumerate(self.plan)}
+        folder = self.path / "trials"
+        slugs = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        slugs.sort(key=lambda slug: (order.get(slug, len(order)), slug))
+        return [load_trial(folder / slug) for slug in slugs if (folder / slug / "trial.json").is_file()]
+
+    @property
+    def trial_records(self) -> list[dict[str, Any]]:
+        """The `trial.json` of each published trial, in plan order."""
+        return [trial.record for trial in self.published]
+
+    @property
+    def missing(self) -> list[dict[str, Any]]:
+        """The plan's entries that have no published trial."""
+        there = {trial.slug for trial in self.published}
+        return [entry for entry in self.plan if entry.get("slug") not in there]
+
+    def trial(self, name: str | Trial) -> Trial:
+        """Return the trial with this id or slug."""
+        if isinstance(name, Trial):
+            return name
+        for trial in self.published:
+            if name in (trial.id, trial.slug):
+                return trial
+        raise AnalysisError(f"{self.path}: no trial {name!r}")
+
+    def trials(self) -> pd.DataFrame:
+        """Return one row per trial: id, slug, the cell's axes, repeat, verdict, reasons and bytes."""
+        import pandas as pd
+
+        frame = pd.DataFrame([_row(trial) for trial in self.published])
+        for name in frame.columns:
+            if name.startswith(("read_", "write_")):
+                frame[name] = frame[name].astype("Int64")
+        return frame
+
+    def phases(self, trial: str | Trial) -> pl.LazyFrame:
+        """Return the phases of a trial (`analysis.schema.PHASES`)."""
+        return self._scan(trial, "phases")
+
+    def requests(self, trial: str | Trial) -> pl.LazyFrame:
+        """Return the block requests of a trial (`analysis.schema.REQUESTS`), unread until collected."""
+        return self._scan(trial, "requests")
+
+    def samples(self, trial: str | Trial) -> pl.LazyFrame:
+        """Return the counters and gauges of a trial over time (`analysis.schema.SAMPLES`)."""
+        return self._scan(trial, "samples")
+
+    def _scan(self, trial: str | Trial, name: str) -> pl.LazyFrame:
+        import polars as pl
+
+        found = self.trial(trial)
+        path = found.table(name)
+        if path is None:
+            raise AnalysisError(f"trial {found.id} has no {name}.parquet (tracer: {found.tracer})")
+        return pl.scan_parquet(path)
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run folder, or the latest run of a sweep folder (`results/<sweep>`)."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise AnalysisError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
+    if (folder / "run.json").is_file():
+        return Run(folder)
+    latest = folder / "latest"
+    if (latest / "run.json").is_file():
+        return Run(latest.resolve())
+    runs = list(_runs_in(folder))
+    if not runs:
+        raise AnalysisError(f"{folder}: neither a run (no run.json in it) nor a sweep folder with runs")
+    return Run(max(runs, key=lambda run: (run.name, run.stat().st_mtime)))
+
+
+def load_trial(path: str | Path) -> Trial:
+    """Open one published trial folder."""
+    folder = Path(path)
+    record = _read_record(folder / "trial.json")
+    return Trial(folder, record)
+
+
+def _runs_in(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if not entry.is_symlink() and (entry / "run.json").is_file():
+            yield entry
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; anything else is one clear error."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AnalysisError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise AnalysisError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise AnalysisError(f"{path}: not a JSON object")
+    version = record.get("schema_version")
+    if not isinstance(version, int):
+        raise AnalysisError(f"{path}: no schema_version in it; not written by this program")
+    if version > SCHEMA_VERSION:
+        raise AnalysisError(f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}, update offload-sweep")
+    return record
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": trial.id, "slug": trial.slug}
+    facts: dict[str, Any] = {
+        "repeat": trial.repeat,
+        "attempt": trial.attempt,
+        "verdict": trial.state,
+        "reasons": "; ".join(trial.reasons),
+        "tracer": trial.tracer,
+        "node": trial.section("node").get("hostname"),
+        "device": trial.section("device").get("name"),
+    }
+    facts |= {
+        f"{operation}_{kind}": trial.byte_count(kind, operation) for operation in ("read", "write") for kind in TRIPLE
+    }
+    for axis, value in trial.cell.items():
+        row[f"cell.{axis}" if axis in facts or axis in row else axis] = value
+    return row | facts

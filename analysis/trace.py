@@ -1,0 +1,100 @@
+"""Reading `requests.parquet` in bounded pieces, whatever its length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from analysis.errors import AnalysisError
+from analysis.schema import OPERATIONS, recorded_events
+
+Array = npt.NDArray[np.int64]
+
+BATCH_ROWS = 1 << 18
+#: Stands for a null time: monotonic clocks are never negative.
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Columns of consecutive rows; `op` is an index into OPERATIONS, a time that was not recorded is NEVER."""
+
+    issue_ns: Array
+    complete_ns: Array
+    op: Array
+    bytes: Array
+
+
+def batches(path: Path) -> Iterator[Batch]:
+    """Yield the rows of `requests.parquet` in file order, a bounded number at a time."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            columns = ["issue_ns", "complete_ns", "op", "bytes"]
+            for part in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                yield Batch(
+                    _times(part.column("issue_ns")),
+                    _times(part.column("complete_ns")),
+                    _operations(part.column("op")),
+                    part.column("bytes").to_numpy(zero_copy_only=False).astype(np.int64, copy=False),
+                )
+    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, OSError) as error:
+        raise AnalysisError(f"{path}: cannot be read as requests ({_first_line(error)})") from None
+
+
+def events(path: Path) -> tuple[str, ...]:
+    """Return which of `issue`, `completion`, `insert` the file recorded; what it does not say, its columns do."""
+    file = _metadata(path)
+    stated = recorded_events(file.schema.to_arrow_schema())
+    if stated:
+        return stated
+    columns = {"issue": "issue_ns", "completion": "complete_ns", "insert": "insert_ns"}
+    return tuple(event for event, column in columns.items() if _range(file, column) is not None)
+
+
+def time_column(path: Path) -> str:
+    """Return the column that tells when bytes moved: completion where it was recorded, else issue."""
+    return "complete_ns" if "completion" in events(path) else "issue_ns"
+
+
+def time_range(path: Path, column: str) -> tuple[int, int] | None:
+    """Return the least and greatest time in `column`, from the file's statistics; None where there is none."""
+    return _range(_metadata(path), column)
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise AnalysisError(f"{path}: not a Parquet file ({_first_line(error)})") from None
+
+
+def _range(metadata: pq.FileMetaData, column: str) -> tuple[int, int] | None:
+    names = [metadata.schema.column(place).name for place in range(metadata.num_columns)]
+    if column not in names:
+        return None
+    chunks = [metadata.row_group(group).column(names.index(column)) for group in range(metadata.num_row_groups)]
+    known = [chunk.statistics for chunk in chunks if chunk.statistics is not None and chunk.statistics.has_min_max]
+    return (min(one.min for one in known), max(one.max for one in known)) if known else None
+
+
+def _times(column: pa.Array) -> Array:
+    filled = pc.fill_null(column, NEVER) if column.null_count else column
+    return np.asarray(filled.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _operations(column: pa.Array) -> Array:
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    known = {name: place for place, name in enumerate(OPERATIONS)}
+    places = np.array([known.get(name, known["other"]) for name in encoded.dictionary.to_pylist()] or [0], np.int64)
+    return np.asarray(places[encoded.indices.to_numpy(zero_copy_only=False)], dtype=np.int64)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

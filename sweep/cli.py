@@ -1,0 +1,145 @@
+"""The command line: `python -m sweep CONF [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from sweep import __version__, config
+from sweep.errors import UserError
+from sweep.placement import Placement, needs, place_all
+from sweep.plan import Grid
+from tasks import workloads
+
+EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED = 0, 2, 3, 130
+
+_DESCRIPTION = """\
+Run a sweep: every combination of its axes, each repeat a trial under a block-layer tracer, on nodes that really have
+the GPU, the drive and the filesystem the trial asks for; then draw the figures and a report.
+"""
+
+_EPILOG = """\
+examples
+  python -m sweep conf/quickstart.yaml                            run it; the report's path is the last line
+  python -m sweep conf/quickstart.yaml --dry-run                  show the trials, what each needs, where it would run
+  python -m sweep conf/quickstart.yaml repeats=5 'grid.storage.fs=[ext4,btrfs]'
+  python -m sweep conf/quickstart.yaml workload.sizes=[1GiB] storage.image_size=4GiB storage.path=/mnt/nvme0
+  python -m sweep --keys                                          every key a sweep file may hold, with its meaning
+  python -m analysis results/quickstart                           draw the newest run's figures again
+
+a sweep file
+  workload: {kind: tensor_io, sizes: [1MiB, 64MiB]}               the job of every trial
+  storage: {fs: xfs, image_size: 1GiB}                            the filesystem under test
+  grid: {storage.fs: [ext4, xfs], workload.queue_depth: [1, 32]}  axes; their product is the cells
+  repeats: 3                                                      trials of each cell
+
+exit codes
+  0  all trials valid          2  wrong configuration, or no node can run a trial: nothing was started
+  3  some failed or invalid    130  interrupted; what had finished is kept
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    p = argparse.ArgumentParser(
+        prog="python -m sweep",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("conf", metavar="CONF", nargs="?", help="sweep file, or the name of one that comes with the package")
+    p.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the sweep; values are YAML")
+    p.add_argument("--dry-run", action="store_true", help="print the trials and where they would run; start nothing")
+    p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
+    p.add_argument("--address", metavar="ADDR", help="a running Ray cluster, as HOST:PORT or `auto` (default: start Ray here)")
+    p.add_argument("--keys", action="store_true", help="print every key a sweep file may hold, and exit")
+    p.add_argument("--version", action="version", version=f"offload-sweep {__version__}")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    args = parser().parse_intermixed_args(arguments)
+    try:
+        return _run(args, arguments)
+    except UserError as e:
+        print(f"sweep: {e}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("sweep: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if args.keys:
+        print_keys()
+        return EXIT_VALID
+    if not args.conf:
+        raise UserError(f"name a sweep file; those of the package: {config.shipped()}. More: python -m sweep --help")
+    sweep = config.load(args.conf, args.overrides)
+    plan = Grid(sweep)
+    if args.dry_run:
+        return dry_run(sweep, plan, args.address)
+    from sweep.run import run_sweep
+
+    return run_sweep(sweep, plan, Path(args.results), args.address, arguments)
+
+
+def dry_run(sweep: config.Sweep, plan: Grid, address: str | None) -> int:
+    """Print every trial with what it needs and where it would run; raise PlacementError where that is nowhere."""
+    from sweep import cluster
+
+    if address:
+        with cluster.joined(address) as nodes:
+            placements = place_all(plan.trials, nodes, sweep.source)
+    else:
+        placements = place_all(plan.trials, [cluster.here()], sweep.source)
+    cells = len(plan.trials) // sweep.repeats
+    print(f"{sweep.name}: {len(plan.trials)} trials, {cells} cells x {sweep.repeats} repeats")
+    if sweep.description:
+        print(sweep.description)
+    width = max(len(t.id) for t in plan.trials)
+    for trial in plan.trials:
+        print(f"  {trial.id:<{width}}  on {_where(placements[trial.id])}")
+    for wanted in dict.fromkeys(_wanted(placements[t.id][0]) for t in plan.trials):
+        print(f"needs {wanted}")
+    print(f"figures: {', '.join(sweep.figures)}")
+    return EXIT_VALID
+
+
+def _where(placements: Sequence[Placement]) -> str:
+    return " or ".join(p.where() for p in placements)
+
+
+def _wanted(placement: Placement) -> str:
+    names = sorted({*needs(placement.config), f"tracer:{placement.config['trace']['tracer']}"})
+    storage = placement.config["storage"]
+    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(placement.config).space_bytes()
+    gpu = ["gpu"] if placement.gpus and "gpu" not in names else []
+    return f"{', '.join([*names, *gpu])}; {room} of disk"
+
+
+def print_keys() -> None:
+    """Print every configuration key with type, default and meaning."""
+    print("keys of a sweep file (dots stand for nesting; every key but name, description and grid can be an axis)\n")
+    for path, text in config.documented(config.Definition):
+        print(f"  {path}\n      {text}")
+    print("  extends\n      file, or list of files, whose keys apply where this file has none")
+    for kind in workloads.WORKLOADS:
+        print(f"\nworkload, kind: {kind}\n")
+        for path, text in config.documented(workloads.load(kind).Config, "workload."):
+            print(f"  {path}\n      {text}")
+
+

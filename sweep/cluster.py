@@ -1,0 +1,115 @@
+"""Ray: connected to, or started on this machine; its nodes and what each offers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sweep.errors import ClusterError
+from sweep.placement import SLOT, Node, resources_of
+from sweep.plan import code_hash
+from tasks import machine
+from tasks.machine import Offer
+
+#: Settings of Ray that must be in the environment before it starts. Its memory monitor would kill offload jobs, which
+#: fill memory on purpose; a lost node should be noticed within a minute, not seven.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+#: Object store of a local Ray, in bytes: traces pass through it in pieces of a few MiB.
+_STORE_BYTES = 256 << 20
+
+_PROBE_LIMIT_S = 60.0
+
+
+def here() -> Node:
+    """Return this machine as a node, without Ray."""
+    return Node(machine.offer())
+
+
+@contextmanager
+def local(node: Node) -> Iterator[list[Node]]:
+    """Run Ray on this machine, on loopback only, and provide its one node; end all of Ray afterwards."""
+    os.environ |= _ENVIRONMENT
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_gpus=len(node.offer.facts["gpus"]),
+            resources=resources_of(node.offer),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+        yield [Node(node.offer, ray.nodes()[0]["NodeID"])]
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        if ray.is_initialized():
+            raise
+        raise ClusterError(f"Ray does not start on this machine: {_first_line(e)}") from e
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def joined(address: str) -> Iterator[list[Node]]:
+    """Connect to the cluster at `address` and provide its nodes that can run trials."""
+    os.environ |= _ENVIRONMENT
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        hint = "start one with: ray start --head --resources=\"$(python -m sweep.node)\""
+        raise ClusterError(f"--address {address}: no Ray cluster answers ({_first_line(e)})\n  {hint}") from None
+    try:
+        yield _nodes()
+    finally:
+        ray.shutdown()
+
+
+def _nodes() -> list[Node]:
+    """Return the alive nodes that announced a trial slot, each asked what it offers."""
+    import ray
+
+    from sweep.remote import probe
+
+    found = []
+    for entry in ray.nodes():
+        if not entry["Alive"] or SLOT not in entry["Resources"]:
+            continue
+        task = ray.remote(probe).options(num_cpus=0, max_retries=0, scheduling_strategy=pinned(entry["NodeID"]))
+        try:
+            answer = ray.get(task.remote(), timeout=_PROBE_LIMIT_S)
+        except ray.exceptions.RayError as e:
+            name = entry["NodeManagerHostname"]
+            raise ClusterError(f"node {name} does not answer: {_first_line(e)}; is offload-sweep installed?") from None
+        if answer["code"] != code_hash():
+            name = answer["offer"]["hostname"]
+            raise ClusterError(f"node {name} has other code than this machine: install the same version on both")
+        found.append(Node(Offer.from_json(answer["offer"]), entry["NodeID"]))
+    if not found:
+        hint = "start nodes with: ray start --address=HEAD --resources=\"$(python -m sweep.node)\""
+        raise ClusterError(f"no node of the cluster offers a {SLOT}\n  {hint}")
+    return found
+
+
+def pinned(node_id: str) -> Any:
+    """Return the Ray scheduling strategy that runs a task on this node or not at all."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,439 @@
+"""A sweep's definition: YAML, overrides and `extends`, checked key by key before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf, errors
+
+from analysis.figures import FIGURES
+from sweep.errors import ConfigError
+from tasks import workloads
+from tasks.files import conf_dir
+from tasks.spec import FILESYSTEMS, SMALLEST_IMAGE_BYTES, Backing, Limits, Storage, StorageKind, Trace, key, storage_of
+from tasks.tracers import TRACERS
+from tasks.units import format_bytes, parse_bytes
+
+#: Part of an image that filesystems keep for themselves, in bytes, beside 6 % of it: journals, inode tables.
+_FILESYSTEM_BYTES = 80 << 20
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass
+class Definition:
+    """Keys of a sweep file. `workload` holds `kind` and the keys of that workload."""
+
+    name: str = key("", "name of the sweep and of its results folder; default: the file's name")
+    description: str = key("", "one sentence for the report")
+    workload: dict[str, Any] = key(dict, "kind: which job a trial executes; the other keys are that job's own")
+    storage: Storage = key(Storage, "the filesystem under test")
+    trace: Trace = key(Trace, "how requests are recorded")
+    limits: Limits = key(Limits, "when a trial is stopped")
+    grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
+    repeats: int = key(1, "trials of each cell")
+    figures: list[str] | None = key(None, "figures to draw; default: what suits the workload")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: the configuration key it sets, a short label for ids, and its values."""
+
+    path: str
+    label: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked definition. `source` names the file in messages; `base` is the resolved YAML without the grid applied."""
+
+    source: str
+    name: str
+    description: str
+    repeats: int
+    figures: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    base: Mapping[str, Any]
+
+    def resolve(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration of one cell (values by axis path), every key present, checked."""
+        value = _deep_copy(self.base)
+        for path, setting in cell.items():
+            _set(value, path, setting)
+        return _checked_trial(self.source, value)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Read, merge and check a sweep; raise ConfigError with the file, the key and what would be valid."""
+    file = find(path)
+    raw = _with_bases(file, ())
+    for text in overrides:
+        _override(raw, text)
+    if not raw.get("name"):
+        raw["name"] = file.stem
+    return _checked(str(path), raw)
+
+
+def find(path: str) -> Path:
+    """Return the sweep file `path` names: a file, or the name of one that comes with the package."""
+    file = Path(path)
+    if file.is_dir():
+        raise ConfigError(path, None, "is a folder, not a sweep file", f"sweeps in it: {_listed(file) or 'none'}")
+    if file.exists():
+        return file
+    shipped = conf_dir() / (file.name if file.suffix else f"{file.name}.yaml")
+    if shipped.exists() and file.parent in (Path(), Path("conf")):
+        return shipped
+    near = difflib.get_close_matches(file.name, [p.name for p in conf_dir().glob("*.yaml")], 1)
+    hint = f"did you mean conf/{near[0]}?" if near else f"sweeps that come with the package: {shipped()}"
+    raise ConfigError(path, None, "no such file", hint)
+
+
+def shipped() -> str:
+    """Return the names of the sweeps that come with the package."""
+    return _listed(conf_dir())
+
+
+def _listed(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.glob("*.yaml")))
+
+
+def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the file's content, merged over those it `extends`."""
+    if file.resolve() in above:
+        raise ConfigError(str(file), "extends", "a sweep cannot extend itself, not even through others")
+    own = _read(file)
+    bases = own.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise ConfigError(str(file), "extends", "must be a file name or a list of them")
+        base_file = file.parent / base
+        if not base_file.is_file():
+            raise ConfigError(str(file), "extends", f"no such file: {base}", f"looked for {base_file}")
+        merged = _merge(merged, _with_bases(base_file, (*above, file.resolve())))
+    return _merge(merged, own)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise ConfigError(str(file), None, "is no text file: a sweep is YAML in UTF-8") from None
+    except OSError as e:
+        raise ConfigError(str(file), None, f"cannot be read: {e.strerror}") from None
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else None
+    except yaml.MarkedYAMLError as e:
+        at = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise ConfigError(f"{file}{at}", None, f"is no valid YAML: {e.problem or e.context}") from None
+    except (yaml.YAMLError, errors.OmegaConfBaseException, TypeError, ValueError, RecursionError) as e:
+        raise ConfigError(str(file), None, f"is no valid YAML: {_first_line(e)}") from None
+    if not value:
+        raise ConfigError(str(file), None, "is empty", "a sweep needs at least: workload: {kind: tensor_io}")
+    if not isinstance(value, dict):
+        raise ConfigError(str(file), None, "must be a mapping of keys, such as `workload: {kind: tensor_io}`")
+    odd = [k for k in value if not isinstance(k, str)]
+    if odd:
+        raise ConfigError(str(file), str(odd[0]), "keys must be text")
+    return value
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with `above` on top: mappings merge, everything else replaces."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Apply one `key=value` of the command line; values are YAML, and the keys of `grid` are themselves dotted."""
+    path, equals, value_text = text.partition("=")
+    if not equals or not path or not all(path.split(".")):
+        raise ConfigError("command line", text, "is no override; write key=value, such as storage.fs=xfs")
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {value_text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
+    except (yaml.YAMLError, errors.OmegaConfBaseException) as e:
+        raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {_first_line(e)}") from None
+    if path.startswith("grid."):
+        grid = raw.setdefault("grid", {})
+        if isinstance(grid, dict):
+            grid[path.removeprefix("grid.")] = value
+        return
+    _set(raw, path, value)
+
+
+def _set(raw: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        below = raw.get(name)
+        if not isinstance(below, dict):
+            below = raw[name] = {}
+        raw = below
+    raw[last] = value
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _deep_copy(v) for k, v in value.items()}
+    return [_deep_copy(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def _checked(source: str, raw: dict[str, Any]) -> Sweep:
+    grid = _pop_grid(source, raw)
+    kind = _workload_kind(source, raw)
+    axes = _axes(source, grid, kind)
+    first = _deep_copy(raw)
+    for axis in axes:
+        _set(first, axis.path, axis.values[0])
+    _check_shape(source, Definition, raw, "")
+    typed = _typed(source, Definition, _resolved(source, first), "")
+    if not _NAME.fullmatch(typed["name"]):
+        raise ConfigError(source, "name", f"{typed['name']!r} cannot name a folder: use letters, digits, . _ and -")
+    if typed["repeats"] < 1:
+        raise ConfigError(source, "repeats", f"must be 1 or more, not {typed['repeats']}")
+    figures = typed["figures"]
+    for name in figures or ():
+        if name not in FIGURES:
+            raise ConfigError(source, "figures", f"no figure {name!r}", _nearest(name, FIGURES))
+    if figures is None:
+        figures = workloads.load(kind).figures
+    return Sweep(source, typed["name"], typed["description"], typed["repeats"], tuple(figures), axes, raw)
+
+
+def _pop_grid(source: str, raw: dict[str, Any]) -> dict[str, Any]:
+    grid = raw.pop("grid", None) or {}
+    if not isinstance(grid, dict):
+        raise ConfigError(source, "grid", "must map configuration keys to lists, such as `storage.fs: [ext4, xfs]`")
+    return dict(_flattened(grid, ""))
+
+
+def _flattened(grid: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys: `{storage: {fs: [..]}}` and `{storage.fs: [..]}` mean the same."""
+    for name, value in grid.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _axes(source: str, grid: Mapping[str, Any], kind: str) -> tuple[Axis, ...]:
+    lasts = [path.rsplit(".", 1)[-1] for path in grid]
+    known = _axis_paths(kind)
+    axes = []
+    for path, values in grid.items():
+        where = f"grid.{path}"
+        if path not in known:
+            raise ConfigError(source, where, "no such key to make an axis of", _nearest(path, known))
+        if not isinstance(values, list):
+            raise ConfigError(source, where, f"must be a list of values, not {values!r}")
+        if not values:
+            raise ConfigError(source, where, "has no values: an empty axis makes an empty sweep")
+        twice = [v for i, v in enumerate(values) if v in values[:i]]
+        if twice:
+            raise ConfigError(source, where, f"lists {twice[0]!r} twice; set repeats for more trials of a cell")
+        last = path.rsplit(".", 1)[-1]
+        axes.append(Axis(path, path if lasts.count(last) > 1 else last, tuple(values)))
+    return tuple(axes)
+
+
+def _axis_paths(kind: str) -> list[str]:
+    sections: list[tuple[str, type]] = [("storage", Storage), ("trace", Trace), ("limits", Limits)]
+    sections.append(("workload", workloads.load(kind).Config))
+    return [path for section, cls in sections for path, _ in documented(cls, f"{section}.")]
+
+
+def _workload_kind(source: str, raw: Mapping[str, Any]) -> str:
+    section = raw.get("workload")
+    if not isinstance(section, dict) or "kind" not in section:
+        raise ConfigError(source, "workload.kind", "is missing", f"one of: {', '.join(workloads.WORKLOADS)}")
+    kind = section["kind"]
+    if kind not in workloads.WORKLOADS:
+        raise ConfigError(source, "workload.kind", f"no workload {kind!r}", _nearest(str(kind), workloads.WORKLOADS))
+    return str(kind)
+
+
+def _checked_trial(source: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Return one cell's configuration with every default filled in; raise ConfigError where it makes no sense."""
+    kind = _workload_kind(source, value)
+    resolved = _resolved(source, value)
+    config = {k: v for k, v in _typed(source, Definition, resolved, "").items() if k in ("storage", "trace", "limits")}
+    cls = workloads.load(kind)
+    own = {k: v for k, v in resolved["workload"].items() if k != "kind"}
+    config["workload"] = {"kind": kind, **_typed(source, cls.Config, own, "workload.")}
+    for problem in workloads.of_config(config).problems():
+        raise ConfigError(source, f"workload.{problem.key}", problem.text)
+    _check_storage(source, config)
+    _check_trace(source, config["trace"])
+    if config["limits"]["time_limit_s"] < 1:
+        raise ConfigError(source, "limits.time_limit_s", "must be 1 or more seconds")
+    return config
+
+
+def _resolved(source: str, value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(value), resolve=True)
+    except errors.OmegaConfBaseException as e:
+        raise ConfigError(source, e.full_key, _first_line(e)) from None
+    assert isinstance(resolved, dict)
+    return {str(k): v for k, v in resolved.items()}
+
+
+def _check_storage(source: str, config: dict[str, Any]) -> None:
+    storage = storage_of(config)
+    if storage.kind is StorageKind.directory:
+        if not storage.path:
+            raise ConfigError(source, "storage.path", "is missing: storage.kind=directory needs the folder to use")
+        return
+    if storage.fs not in FILESYSTEMS:
+        raise ConfigError(source, "storage.fs", f"cannot make {storage.fs!r}", _nearest(storage.fs, FILESYSTEMS))
+    if storage.backing is Backing.tmpfs and storage.path:
+        raise ConfigError(source, "storage.path", "storage.backing=tmpfs has its own place; leave storage.path out")
+    try:
+        image_bytes = parse_bytes(storage.image_size)
+    except ValueError as e:
+        raise ConfigError(source, "storage.image_size", str(e)) from None
+    needed = workloads.of_config(config).space_bytes()
+    least = max(SMALLEST_IMAGE_BYTES[storage.fs], int(needed * 1.06) + _FILESYSTEM_BYTES)
+    if image_bytes < least:
+        text = f"{format_bytes(image_bytes)} are too small: {storage.fs} and {format_bytes(needed)} of offload files"
+        raise ConfigError(source, "storage.image_size", f"{text} need {format_bytes(least)}")
+
+
+def _check_trace(source: str, trace: Mapping[str, Any]) -> None:
+    known = ("auto", *TRACERS)
+    if trace["tracer"] not in known:
+        raise ConfigError(source, "trace.tracer", f"no tracer {trace['tracer']!r}", _nearest(trace["tracer"], known))
+    if trace["sample_interval_ms"] < 10:
+        raise ConfigError(source, "trace.sample_interval_ms", "must be 10 or more: sampling itself takes time")
+    try:
+        if parse_bytes(trace["buffer_size"]) < 4096:
+            raise ValueError("must be 4KiB or more")
+    except ValueError as e:
+        raise ConfigError(source, "trace.buffer_size", str(e)) from None
+
+
+def _typed(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return `values` checked against the dataclass `cls`, defaults filled in, enums by name."""
+    _check_shape(source, cls, values, prefix)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), values)
+        assert isinstance(merged, DictConfig)
+        result = OmegaConf.to_container(merged, resolve=False, enum_to_str=True)
+    except errors.OmegaConfBaseException as e:
+        raise ConfigError(source, f"{prefix}{e.full_key or ''}", _type_problem(e)) from None
+    except (TypeError, ValueError) as e:
+        raise ConfigError(source, prefix.rstrip(".") or None, _first_line(e)) from None
+    assert isinstance(result, dict)
+    return {str(k): v for k, v in result.items()}
+
+
+def _check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> None:
+    """Refuse unknown keys with the nearest known one, and values where a section or a list belongs."""
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        where = f"{prefix}{name}"
+        if name not in hints:
+            raise ConfigError(source, where, "unknown key", _nearest(str(name), list(hints), prefix))
+        expected = hints[name]
+        if is_dataclass(expected):
+            if not isinstance(value, Mapping):
+                raise ConfigError(source, where, f"must hold keys, not {value!r}", f"its keys: {_keys(expected)}")
+            _check_shape(source, expected, value, f"{where}.")  # type: ignore[arg-type]
+        elif str(expected).startswith("list["):
+            _check_list(source, where, value)
+        elif isinstance(value, bool) != (expected is bool) and value is not None and expected in (bool, int):
+            raise ConfigError(source, where, f"must be {_type_name(expected)}, not {value!r}")
+
+
+def _check_list(source: str, where: str, value: Any) -> None:
+    if isinstance(value, str) and "${" in value:
+        return
+    if not isinstance(value, list):
+        raise ConfigError(source, where, f"must be a list, such as [{value}], not {value!r}")
+    for item in value:
+        if isinstance(item, (Mapping, list)) or item is None:
+            raise ConfigError(source, where, f"holds {item!r}; its entries must be single values")
+
+
+def as_yaml(sweep: Sweep) -> str:
+    """Return the sweep as a file that runs it again: overrides and bases applied, every default written out."""
+    base = dict(sweep.base)
+    value = {"name": sweep.name, "description": sweep.description}
+    first = _deep_copy(base)
+    for axis in sweep.axes:
+        _set(first, axis.path, axis.values[0])
+    kind = _workload_kind(sweep.source, first)
+    own = {k: v for k, v in base["workload"].items() if k != "kind"}
+    value["workload"] = {"kind": kind, **_typed(sweep.source, workloads.load(kind).Config, own, "workload.")}
+    sections = _typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
+    value |= {name: sections[name] for name in ("storage", "trace", "limits")}
+    value["grid"] = {axis.path: list(axis.values) for axis in sweep.axes}
+    value |= {"repeats": sweep.repeats, "figures": list(sweep.figures)}
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def documented(cls: type, prefix: str = "") -> list[tuple[str, str]]:
+    """Return every key of a section, dotted, with type, default and meaning in one text."""
+    hints, rows = get_type_hints(cls), []
+    for f in fields(cls):
+        expected = hints[f.name]
+        if is_dataclass(expected):
+            rows += documented(expected, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+            continue
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        shown = default.name if isinstance(default, Enum) else "null" if default is None else default
+        rows.append((f"{prefix}{f.name}", f"{_type_name(expected)}, default {shown!s}: {f.metadata['help']}"))
+    return rows
+
+
+def _keys(cls: Any) -> str:
+    return ", ".join(f.name for f in fields(cls))
+
+
+def _nearest(name: str, known: Any, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    listed = ", ".join(str(k) for k in known)
+    return (f"did you mean {prefix}{near[0]}? " if near else "") + f"valid: {listed}"
+
+
+def _type_name(expected: Any) -> str:
+    if isinstance(expected, type) and issubclass(expected, Enum):
+        return "one of " + ", ".join(m.name for m in expected)
+    names = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
+    return names.get(expected) or str(expected).replace("typing.", "")
+
+
+def _type_problem(error: errors.OmegaConfBaseException) -> str:
+    text = _first_line(error)
+    for kind, words in (("Integer", "a whole number"), ("Boolean", "true or false"), ("Float", "a number")):
+        if match := re.fullmatch(rf"Value '(.*)' of type '\w+' could not be converted to {kind}", text):
+            return f"must be {words}, not {match[1]!r}"
+    if match := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
+        return f"must be one of {match[2]}, not {match[1]!r}"
+    if text.startswith("Incompatible value 'None'"):
+        return "must not be null"
+    return text
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,166 @@
+"""Which node can run a trial, on which drive, and in words why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweep.errors import PlacementError
+from sweep.plan import Trial
+from tasks import workloads
+from tasks.machine import Offer, Place
+from tasks.spec import Backing, Storage, StorageKind, storage_of
+from tasks.storage import SPARE_BYTES, TMPFS_DIR
+from tasks.tracers import TRACERS
+from tasks.units import format_bytes, parse_bytes
+
+#: Ray resource that lets one trial at a time run on a node.
+SLOT = "trial_slot"
+
+#: How much of a capability a trial takes: it needs it to be there, and shares it.
+_SHARE = 0.001
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine: what it offers, and the id Ray knows it by (None without Ray)."""
+
+    offer: Offer
+    ray_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The machine's host name."""
+        return self.offer.hostname
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A node that can run a trial, with the drives it will be alone on and its configuration made definite there."""
+
+    node: Node
+    drives: tuple[str, ...]
+    config: Mapping[str, Any]
+    resources: Mapping[str, float]
+    gpus: int
+
+    def where(self) -> str:
+        """Return the placement in words."""
+        return f"{self.node.name} ({', '.join(self.drives) or 'memory'})"
+
+
+def needs(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the capabilities a trial asks of a node, each with the configuration key that asks for it."""
+    storage = storage_of(dict(config))
+    found = dict(workloads.of_config(config).needs())
+    if storage.kind is StorageKind.loop:
+        found |= {"loop": "storage.kind", f"fs:{storage.fs}": "storage.fs"}
+    if storage.backing is Backing.tmpfs and storage.kind is StorageKind.loop:
+        found["tmpfs"] = "storage.backing"
+    if any(limit is not None for limit in vars(storage.queue).values()):
+        found["root"] = "storage.queue"
+    if config["trace"]["tracer"] != "auto":
+        found[f"tracer:{config['trace']['tracer']}"] = "trace.tracer"
+    return found
+
+
+def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
+    """Return where `config` would run on `node`, or the reasons why it cannot."""
+    wanted = needs(config)
+    have = set(node.offer.capabilities)
+    obstacles = [
+        f"{key}: {node.offer.missing.get(name, f'the node does not offer {name}')}"
+        for name, key in wanted.items()
+        if name not in have
+    ]
+    storage = storage_of(dict(config))
+    ground = _ground(storage, node.offer)
+    if ground is None:
+        obstacles.append(f"storage.path: no filesystem of a drive holds {storage.path or node.offer.state_dir}")
+    else:
+        obstacles += _space_obstacles(storage, config, ground)
+    if obstacles or ground is None:
+        return sorted(set(obstacles), key=obstacles.index)
+    tracer = _tracer(config, have)
+    definite = {**config, "trace": {**config["trace"], "tracer": tracer}}
+    wants_gpu = "gpu" in wanted or (workloads.of_config(config).wants_gpu() and "gpu" in have)
+    drives = () if ground.ram_backed else ground.drives
+    resources = {name: _SHARE for name in (*wanted, f"tracer:{tracer}") if name != "gpu"}
+    resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
+    return Placement(node, drives, definite, resources, int(wants_gpu))
+
+
+def _tracer(config: Mapping[str, Any], have: set[str]) -> str:
+    wanted = config["trace"]["tracer"]
+    return next(name for name in TRACERS if f"tracer:{name}" in have) if wanted == "auto" else str(wanted)
+
+
+def _ground(storage: Storage, offer: Offer) -> Place | None:
+    """Return the filesystem that a trial's image, or its directory, lies on."""
+    if storage.path:
+        return offer.place_of(storage.path)
+    on_tmpfs = storage.kind is StorageKind.loop and storage.backing is Backing.tmpfs
+    return offer.place_of(str(TMPFS_DIR) if on_tmpfs else offer.state_dir)
+
+
+def _space_obstacles(storage: Storage, config: Mapping[str, Any], ground: Place) -> list[str]:
+    if storage.kind is StorageKind.directory:
+        needed, key = workloads.of_config(config).space_bytes(), "storage.path"
+        wrong = [] if ground.fs == storage.fs else [f"storage.fs: {storage.path} is {ground.fs}, not {storage.fs}"]
+    else:
+        needed, key, wrong = parse_bytes(storage.image_size), "storage.image_size", []
+    if needed + SPARE_BYTES > ground.free_bytes:
+        text = f"{format_bytes(needed)} and {format_bytes(SPARE_BYTES)} to spare do not fit into the"
+        wrong.append(f"{key}: {text} {format_bytes(ground.free_bytes)} free on {ground.path}")
+    return wrong
+
+
+def place_all(trials: Sequence[Trial], nodes: Sequence[Node], source: str) -> dict[str, list[Placement]]:
+    """Return the nodes that can run each trial, by trial id; raise PlacementError where a trial has none.
+
+    Every node is asked by itself: what two nodes have together runs nothing.
+    """
+    found: dict[str, list[Placement]] = {}
+    refused: dict[tuple[str, ...], list[Trial]] = {}
+    by_config: dict[int, tuple[list[Placement], tuple[str, ...]]] = {}
+    for trial in trials:
+        if id(trial.config) not in by_config:
+            by_config[id(trial.config)] = _ask_all(trial.config, nodes)
+        placements, reasons = by_config[id(trial.config)]
+        found[trial.id] = placements
+        if not placements:
+            refused.setdefault(reasons, []).append(trial)
+    if refused:
+        raise PlacementError(_refusal(refused, source, len(trials)))
+    return found
+
+
+def _ask_all(config: Mapping[str, Any], nodes: Sequence[Node]) -> tuple[list[Placement], tuple[str, ...]]:
+    placements, reasons = [], []
+    for node in nodes:
+        answer = place(config, node)
+        if isinstance(answer, Placement):
+            placements.append(answer)
+        else:
+            reasons += [f"{node.name}: {reason}" for reason in answer]
+    return placements, tuple(reasons)
+
+
+def _refusal(refused: Mapping[tuple[str, ...], Sequence[Trial]], source: str, total: int) -> str:
+    count = sum(map(len, refused.values()))
+    lines = [f"{source}: no node can run {count} of {total} trials"]
+    for reasons, trials in refused.items():
+        ids = ", ".join(t.id for t in trials[:3]) + (f" and {len(trials) - 3} more" if len(trials) > 3 else "")
+        lines += [f"  {ids}", *(f"    {reason}" for reason in reasons or ("no node is alive",))]
+    return "\n".join(lines)
+
+
+def resources_of(offer: Offer) -> dict[str, float]:
+    """Return the custom resources that a node with this offer announces to Ray."""
+    drives = {d for p in offer.places for d in p.drives}
+    return {
+        SLOT: 1.0,
+        **{name: 1.0 for name in offer.capabilities if name != "gpu"},
+        **{f"drive:{d}": 1.0 for d in sorted(drives)},
+    }

@@ -1,0 +1,95 @@
+"""A sweep's trials: which, in which order, under which names."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import analysis
+import tasks
+from sweep.config import Sweep
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One repeat of one cell. `cell` holds values by axis label, `config` everything the node is told."""
+
+    id: str
+    slug: str
+    cell: Mapping[str, Any]
+    repeat: int
+    config: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The half of the trial's identity that the plan knows: its configuration and the code that runs it."""
+        plan = {"config": self.config, "code": code_hash()}
+        return {"plan": digest(plan), "code": code_hash()}
+
+
+class Grid:
+    """The plan of a grid: all trials at once, repeats spread over time so that a drift touches every cell alike."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        """Expand `sweep`; raises ConfigError where a cell makes no sense."""
+        self.trials: tuple[Trial, ...] = tuple(_expanded(sweep))
+        self._asked = False
+
+    def next_trials(self, finished: Mapping[str, Mapping[str, Any]]) -> tuple[Trial, ...]:
+        """Return the trials to run next, given the records of the finished ones by id: all of them, once."""
+        asked, self._asked = self._asked, True
+        return () if asked else self.trials
+
+
+def _expanded(sweep: Sweep) -> Iterator[Trial]:
+    cells = []
+    for values in itertools.product(*(axis.values for axis in sweep.axes)):
+        by_path = dict(zip((axis.path for axis in sweep.axes), values, strict=True))
+        by_label = dict(zip((axis.label for axis in sweep.axes), values, strict=True))
+        cells.append((by_label, sweep.resolve(by_path)))
+    for repeat in range(1, sweep.repeats + 1):
+        for cell, config in cells:
+            yield _trial(cell, repeat, config)
+
+
+def _trial(cell: dict[str, Any], repeat: int, config: dict[str, Any]) -> Trial:
+    parts = [f"{label}={_text(value)}" for label, value in cell.items()]
+    identity = ",".join([*parts, f"rep={repeat}"])
+    return Trial(identity, slug_of(identity), cell, repeat, config)
+
+
+def slug_of(identity: str) -> str:
+    """Return a folder name for a trial id: readable, short, and unique by a hash of the whole id."""
+    words = (re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in identity.split(","))
+    readable = "_".join(words)
+    return f"{readable[:80].strip('-._')}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of JSON values, the same whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the code that a node runs: `tasks` with its scripts, and the schemas."""
+    root = Path(tasks.__file__).parent
+    files = [p for p in sorted(root.rglob("*")) if p.suffix in (".py", ".bt")]
+    files.append(Path(analysis.__file__).parent / "schema.py")
+    if (scripts := root.parent / "bpftrace").is_dir() and not (root / "bpftrace").is_dir():
+        files += sorted(scripts.glob("*.bt"))
+    content = hashlib.sha256()
+    for path in files:
+        content.update(path.name.encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()[:16]

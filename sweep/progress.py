@@ -1,0 +1,146 @@
+"""What the person at the terminal sees while a sweep runs: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MARKS = {"valid": "✓", "invalid": "!", "failed": "✗"}
+
+
+class Progress(Protocol):
+    """Told what happens; every method returns at once."""
+
+    def started(self, identity: str, where: str, attempt: int) -> None:
+        """A trial was handed to a node."""
+
+    def phase(self, identity: str, text: str) -> None:
+        """A running trial does something else now."""
+
+    def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
+        """A trial ended; `again` when it will be tried once more."""
+
+    def say(self, text: str) -> None:
+        """Something else worth a line."""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _result_lines(identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> list[str]:
+    if state == "valid":
+        return [f"{_MARKS[state]} {identity}"]
+    lines = [f"{_MARKS[state]} {identity} {state}" + (", trying again" if again else "")]
+    lines += [f"    {reason}" for reason in reasons]
+    if state == "failed" and log_tail:
+        lines += [f"    | {line}" for line in log_tail.splitlines()]
+    return lines
+
+
+class Lines:
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self, total: int, out: TextIO) -> None:
+        """Count up to `total` trials on `out`."""
+        self._total, self._out = total, out
+        self._begun, self._done = time.monotonic(), 0
+
+    def _print(self, text: str) -> None:
+        print(f"[{_clock(time.monotonic() - self._begun)}] {text}", file=self._out, flush=True)
+
+    def started(self, identity: str, where: str, attempt: int) -> None:
+        """Print which trial runs where."""
+        again = f", attempt {attempt}" if attempt > 1 else ""
+        self._print(f"{self._done + 1}/{self._total} {identity} on {where}{again}")
+
+    def phase(self, identity: str, text: str) -> None:
+        """Print nothing: a log wants results."""
+
+    def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
+        """Print the verdict."""
+        self._done += not again
+        for line in _result_lines(identity, state, reasons, log_tail, again):
+            self._print(line)
+
+    def say(self, text: str) -> None:
+        """Print `text`."""
+        self._print(text)
+
+
+class Live:
+    """A few lines at the bottom of the terminal that follow the running trials; results scroll above them."""
+
+    def __init__(self, total: int, console: Any) -> None:
+        """Count up to `total` trials on a rich console."""
+        from rich.live import Live as RichLive
+
+        self._total, self._console = total, console
+        self._begun = time.monotonic()
+        self._counts = dict.fromkeys(_MARKS, 0)
+        self._running: dict[str, tuple[str, str, float]] = {}
+        self._note = ""
+        self.display = RichLive(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def _render(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        now = time.monotonic()
+        done = sum(self._counts.values())
+        counts = ", ".join(f"{n} {state}" for state, n in self._counts.items() if n or state == "valid")
+        table = Table.grid(padding=(0, 2))
+        head = f"{done}/{self._total} trials: {counts}, {len(self._running)} running"
+        table.add_row(Text(head, "bold"), Text(_clock(now - self._begun)), Text(self._note))
+        for identity, (where, phase, since) in self._running.items():
+            table.add_row(Text(f"  {identity} on {where}"), Text(_clock(now - since)), Text(phase, "cyan"))
+        return table
+
+    def started(self, identity: str, where: str, attempt: int) -> None:
+        """Show the trial among the running ones."""
+        self._note = ""
+        self._running[identity] = (where, "starting", time.monotonic())
+
+    def phase(self, identity: str, text: str) -> None:
+        """Show what a running trial does now."""
+        if identity in self._running:
+            where, _, since = self._running[identity]
+            self._running[identity] = (where, text, since)
+
+    def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
+        """Move the trial from the running ones to the results above."""
+        from rich.text import Text
+
+        _, _, since = self._running.pop(identity, ("", "", time.monotonic()))
+        if not again:
+            self._counts[state] += 1
+        style = {"valid": "green", "invalid": "yellow", "failed": "red"}[state]
+        first, *rest = _result_lines(identity, state, reasons, log_tail, again)
+        self._console.print(Text(f"{first}  {_clock(time.monotonic() - since)}", style))
+        for line in rest:
+            self._console.print(Text(line))
+
+    def say(self, text: str) -> None:
+        """Show `text` beside the counts."""
+        self._note = text
+
+
+@contextmanager
+def shown(total: int, out: TextIO = sys.stdout) -> Iterator[Progress]:
+    """Provide the progress that suits `out`: live on a terminal, plain lines elsewhere."""
+    if not out.isatty():
+        yield Lines(total, out)
+        return
+    from rich.console import Console
+
+    live = Live(total, Console(file=out, highlight=False))
+    with live.display:
+        yield live

@@ -1,0 +1,53 @@
+"""What Ray runs on a node: one attempt at one trial, its files sent to the analysis actor in bounded pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from sweep.plan import code_hash
+from tasks import lease, machine
+from tasks.launch import Outcome, launched
+from tasks.spec import TrialSpec
+
+#: Bytes of one message to the actor, and how many may be under way: what a trace of any size takes in memory.
+_PIECE_BYTES = 8 << 20
+_PIECES_UNDER_WAY = 2
+
+
+def probe() -> dict[str, Any]:
+    """Clean up after dead attempts on this node and return what it offers, and which code it has."""
+    problems = lease.reap()
+    return {"offer": machine.offer().to_json(), "code": code_hash(), "problems": problems}
+
+
+def run_attempt(spec: TrialSpec, actor: Any) -> dict[str, Any]:
+    """Run one attempt, publish it through `actor`, and return its record with the end of its log."""
+    lease.reap()
+    with launched(spec, lambda text: actor.note.remote(spec.token, text)) as outcome:
+        actor.note.remote(spec.token, "sending the trace")
+        _send(spec, outcome, actor)
+        actor.note.remote(spec.token, "analysis")
+        record = outcome.record
+        ray.get(actor.publish.remote(spec.slug, spec.token, record, outcome.files))
+        return {"record": record, "log_tail": outcome.log_tail}
+
+
+def _send(spec: TrialSpec, outcome: Outcome, actor: Any) -> None:
+    under_way: list[Any] = []
+    for file in outcome.files:
+        for offset, piece in _pieces(outcome.folder / file["name"]):
+            if len(under_way) >= _PIECES_UNDER_WAY:
+                ray.get(under_way.pop(0))
+            under_way.append(actor.receive.remote(spec.slug, spec.token, file["name"], offset, piece))
+    ray.get(under_way)
+
+
+def _pieces(path: Path) -> Any:
+    offset = 0
+    with path.open("rb") as f:
+        while piece := f.read(_PIECE_BYTES):
+            yield offset, piece
+            offset += len(piece)

@@ -1,0 +1,185 @@
+"""One execution of a sweep: Ray, the analysis actor, the scheduler, and the run's folder around them."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from sweep import __version__, cluster, progress
+from sweep.cli import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID
+from sweep.config import Sweep, as_yaml
+from sweep.errors import ConfigError
+from sweep.placement import Node, place_all
+from sweep.plan import Grid
+from tasks import lease
+from tasks.machine import package_versions
+
+#: Free space the results folder must have before anything starts.
+_LEAST_FREE_BYTES = 64 << 20
+
+#: How long this machine's attempts get to clean up after Ray has ended.
+_CLEAN_LIMIT_S = 60.0
+
+
+def run_sweep(sweep: Sweep, plan: Grid, results: Path, address: str | None, argv: Sequence[str]) -> int:
+    """Run all trials of `plan`, draw the figures and return the exit code."""
+    folder = _new_folder(results, sweep.name)
+    key = uuid.uuid4().hex[:8]
+    here = cluster.here()
+    if address is None:
+        place_all(plan.trials, [here], sweep.source)
+        for problem in lease.reap():
+            print(f"sweep: an earlier sweep left this behind, and it cannot be removed: {problem}", file=sys.stderr)
+    print(f"{sweep.name}: {len(plan.trials)} trials; starting Ray" if address is None else f"joining {address}")
+    nodes_of: AbstractContextManager[list[Node]] = cluster.joined(address) if address else cluster.local(here)
+    try:
+        with nodes_of as nodes:
+            return _run_on(nodes, sweep, plan, folder, key, argv)
+    finally:
+        if address is None:
+            _wait_until_clean(key)
+
+
+def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: str, argv: Sequence[str]) -> int:
+    import ray
+
+    from analysis import actor as analysis_actor
+    from sweep.scheduler import Scheduler
+
+    placements = place_all(plan.trials, nodes, sweep.source)
+    actor = analysis_actor.start(str(folder))
+    ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, argv), as_yaml(sweep)))
+    with progress.shown(len(plan.trials)) as shown:
+        scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown)
+        try:
+            scheduler.run()
+            shown.say("drawing the figures")
+            drawn = ray.get(actor.finish.remote({"state": "finished", "ended": _now()}, True))
+        except KeyboardInterrupt:
+            shown.say("interrupted: cleaning up")
+            _stop(scheduler, actor)
+            print(f"interrupted; {len(scheduler.records)} of {len(plan.trials)} trials are kept in {_shown(folder)}")
+            print(f"draw them with: python -m analysis {_shown(folder)}")
+            return EXIT_INTERRUPTED
+    return _conclude(scheduler.records, len(plan.trials), drawn)
+
+
+def _stop(scheduler: Any, actor: Any) -> None:
+    """Cancel and clean up; further interrupts wait until that is done."""
+    import signal
+
+    import ray
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    scheduler.stop()
+    ray.get(actor.finish.remote({"state": "interrupted", "ended": _now()}, False))
+
+
+def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mapping[str, Any]) -> int:
+    states = [r["verdict"]["state"] for r in records.values()]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("valid", "invalid", "failed") if s in states)
+    print(f"{total} trials: {counts}")
+    for name, reason in drawn["ruled_out"].items():
+        print(f"figure {name} is not drawn: {reason}")
+    print(f"figures: {_shown(Path(drawn['run']) / 'figures')}")
+    print(f"report:  {_shown(Path(drawn['report']))}")
+    return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
+
+
+def _shown(path: Path) -> str:
+    """Return a path as a person would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _new_folder(results: Path, name: str) -> Path:
+    """Return the path of a new run's folder; refuse a place that cannot be written to."""
+    parent = (results / name).absolute()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(parent).free
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as e:
+        raise ConfigError("--results", None, f"cannot write to {parent}: {e.strerror}") from None
+    if free_bytes < _LEAST_FREE_BYTES:
+        raise ConfigError("--results", None, f"the disk of {parent} is full", "free some space, or name another folder")
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    taken = [p.name for p in parent.glob(f"{stamp}*")]
+    return parent / (f"{stamp}-{len(taken) + 1}" if taken else stamp)
+
+
+def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], argv: Sequence[str]) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "sweep": sweep.name,
+        "run_id": folder.name,
+        "description": sweep.description,
+        "argv": ["python", "-m", "sweep", *argv],
+        "started": _now(),
+        "ended": None,
+        "state": "running",
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "cwd": str(Path.cwd()),
+        "git": _git_state(),
+        "versions": {
+            "offload-sweep": __version__,
+            "python": platform.python_version(),
+            **package_versions(["ray", "polars", "altair"]),
+        },
+        "nodes": [_node_record(n) for n in nodes],
+        "plan": [{"id": t.id, "slug": t.slug, "cell": dict(t.cell), "repeat": t.repeat} for t in plan.trials],
+        "figures": list(sweep.figures),
+        "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml")],
+    }
+
+
+def _node_record(node: Node) -> dict[str, Any]:
+    offer = node.offer
+    drives = [
+        {"name": d, "path": p.path, "free_bytes": p.free_bytes, "ram_backed": p.ram_backed}
+        for p in offer.places
+        for d in p.drives
+    ]
+    return {**offer.facts, "drives": drives, "capabilities": offer.capabilities, "missing": offer.missing}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and cleanness of the clone that this code lies in, or None where it is no clone."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("rev-parse", "--show-toplevel") != str(root):
+        return None
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _wait_until_clean(key: str) -> None:
+    """Wait for the supervisors on this machine that still clean up; then undo what a killed one left."""
+    end = time.monotonic() + _CLEAN_LIMIT_S
+    while lease.running(key) and time.monotonic() < end:
+        time.sleep(0.1)
+    lease.reap()

@@ -1,0 +1,197 @@
+"""Block devices as sysfs shows them: names, leaf drives, counters, queue limits.
+
+The counters are those of Documentation/block/stat.rst: 512-byte sectors whatever the device's own sector size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import StorageError
+from tasks.mounts import device_number
+
+if TYPE_CHECKING:
+    from tasks.lease import Lease
+    from tasks.spec import QueueLimits
+
+SECTOR_BYTES = 512
+_SYS_DEV = Path("/sys/dev/block")
+_SYS_BLOCK = Path("/sys/block")
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a device has completed since boot, in bytes and requests by operation, and what is in flight now."""
+
+    read_bytes: int
+    write_bytes: int
+    discard_bytes: int
+    reads: int
+    writes: int
+    discards: int
+    flushes: int
+    in_flight: int
+
+    def since(self, before: Counters) -> dict[str, int]:
+        """Return the bytes completed between `before` and this reading, by operation."""
+        return {
+            "read": self.read_bytes - before.read_bytes,
+            "write": self.write_bytes - before.write_bytes,
+            "discard": self.discard_bytes - before.discard_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Device:
+    """One block device: its kernel name (`loop0`, `nvme0n1p1`) and its major:minor."""
+
+    name: str
+    dev: str
+
+    @classmethod
+    def of_number(cls, dev: str) -> Device:
+        """Return the device with this `major:minor`; raise StorageError where sysfs does not know it."""
+        link = _SYS_DEV / dev
+        if not link.exists():
+            raise StorageError(f"{dev} is no block device: a network, overlay or virtual filesystem cannot be traced")
+        return cls(link.resolve().name, dev)
+
+    @classmethod
+    def of_node(cls, path: str) -> Device:
+        """Return the device behind a node such as `/dev/loop0`."""
+        number = os.stat(path).st_rdev
+        return cls.of_number(f"{os.major(number)}:{os.minor(number)}")
+
+    @property
+    def number(self) -> int:
+        """The kernel's own dev_t, as tracepoints carry it: major << 20 | minor (include/linux/kdev_t.h)."""
+        major, minor = map(int, self.dev.split(":"))
+        return major << 20 | minor
+
+    @property
+    def node(self) -> str:
+        """Path of the device node."""
+        return f"/dev/{self.name}"
+
+    def counters(self) -> Counters:
+        """Read the device's own counters."""
+        f = [int(x) for x in (_SYS_DEV / self.dev / "stat").read_text().split()]
+        f += [0] * (17 - len(f))
+        return Counters(
+            read_bytes=f[2] * SECTOR_BYTES,
+            write_bytes=f[6] * SECTOR_BYTES,
+            discard_bytes=f[13] * SECTOR_BYTES,
+            reads=f[0],
+            writes=f[4],
+            discards=f[11],
+            flushes=f[15],
+            in_flight=f[8],
+        )
+
+    def settle(self, quiet_s: float = 0.1, limit_s: float = 60.0) -> Counters:
+        """Wait until nothing is in flight and the counters stand still for `quiet_s`, then return them.
+
+        Raises StorageError when the device is still busy after `limit_s`: somebody else is using it.
+        """
+        end = time.monotonic() + limit_s
+        before = self.counters()
+        while time.monotonic() < end:
+            time.sleep(quiet_s)
+            now = self.counters()
+            if now == before and now.in_flight == 0:
+                return now
+            before = now
+        raise StorageError(f"{self.name} did not come to rest within {limit_s:.0f} s: other processes use it")
+
+    def facts(self) -> dict[str, object]:
+        """Return what a reader needs to know of the device: size, model, logical block size."""
+        whole = _whole_disk(self.dev)
+        return {
+            "name": self.name,
+            "dev": self.dev,
+            "size_bytes": int((_SYS_DEV / self.dev / "size").read_text()) * SECTOR_BYTES,
+            "model": _read(whole / "device" / "model") or "unknown",
+            "logical_block_bytes": int(_read(whole / "queue" / "logical_block_size") or 0) or None,
+        }
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _whole_disk(dev: str) -> Path:
+    """Return the sysfs folder of the disk that `dev` is, or is a partition of."""
+    folder = (_SYS_DEV / dev).resolve()
+    return folder.parent if (folder / "partition").exists() else folder
+
+
+def leaf_drives(dev: str) -> tuple[str, ...]:
+    """Return the drives that requests to `major:minor` end on.
+
+    Goes below partitions, device-mapper, md and loop images. A loop image on tmpfs is its own drive. Empty where the
+    device is unknown to sysfs (network and overlay filesystems).
+    """
+    if not (_SYS_DEV / dev).exists():
+        return ()
+    disk = _whole_disk(dev)
+    slaves = sorted((disk / "slaves").iterdir()) if (disk / "slaves").is_dir() else []
+    if slaves:
+        return tuple(sorted({leaf for s in slaves for leaf in leaf_drives((s / "dev").read_text().strip())}))
+    image = _read(disk / "loop" / "backing_file")
+    if image and os.path.exists(image):
+        below = leaf_drives(device_number(image))
+        return below or (disk.name,)
+    return (disk.name,)
+
+
+def _queue_file(device: Device, name: str) -> Path:
+    return _whole_disk(device.dev) / "queue" / name
+
+
+def queue_limits(device: Device) -> dict[str, str]:
+    """Return the queue settings that shape requests, as the kernel shows them."""
+    names = ("max_sectors_kb", "read_ahead_kb", "scheduler", "nr_requests", "rotational", "nomerges")
+    values = {name: _read(_queue_file(device, name)) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def write_queue(name: str, values: dict[str, str]) -> None:
+    """Write queue settings of the whole disk `name`, as found in `/sys/block`."""
+    for setting, value in values.items():
+        (_SYS_BLOCK / name / "queue" / setting).write_text(value)
+
+
+@contextmanager
+def limited_queue(device: Device, limits: QueueLimits, lease: Lease) -> Iterator[None]:
+    """Hold the device's queue at `limits`, read back; the former values return at the end, also after a crash.
+
+    They outlive `losetup -d`, so a loop device must get them back too.
+    """
+    wanted = {k: str(v) for k, v in vars(limits).items() if v is not None}
+    if not wanted:
+        yield
+        return
+    disk = _whole_disk(device.dev).name
+    before = {k: _queue_file(device, k).read_text().strip() for k in wanted}
+    with lease.hold("queue", device=disk, values=before):
+        for name, value in wanted.items():
+            _set_and_verify(disk, name, value)
+        yield
+
+
+def _set_and_verify(disk: str, name: str, value: str) -> None:
+    try:
+        write_queue(disk, {name: value})
+    except OSError as e:
+        raise StorageError(f"storage.queue.{name}: {disk} does not take {value}: {e.strerror}") from e
+    if (got := _read(_SYS_BLOCK / disk / "queue" / name)) != value:
+        raise StorageError(f"storage.queue.{name}: {disk} made {got} of {value}")

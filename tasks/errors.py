@@ -1,0 +1,29 @@
+"""What can go wrong on a node. Every message is one a user reads: what, where, what to do."""
+
+from __future__ import annotations
+
+
+class TaskError(Exception):
+    """A trial cannot go on; its text is the reason recorded in the verdict.
+
+    TaskError
+    ├── StorageError    the drive, filesystem or image is not what the trial asked for
+    ├── TracerError     the tracer did not start, or did not say that it was live
+    └── WorkloadError   the offload job failed, hung, or did nothing
+    """
+
+
+class StorageError(TaskError):
+    """The drive, filesystem or image is not what the trial asked for."""
+
+
+class TracerError(TaskError):
+    """The tracer did not start, or did not say that it was live."""
+
+
+class WorkloadError(TaskError):
+    """The offload job failed, hung, or did nothing."""
+
+
+class Cancelled(BaseException):
+    """The trial was told to stop. Not an Exception: nothing may swallow it on its way through the clean-ups."""

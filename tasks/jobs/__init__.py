@@ -1,0 +1,1 @@
+"""Scripts that run as child processes, each under the interpreter of its engine; none imports another package of ours."""

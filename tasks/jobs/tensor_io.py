@@ -1,0 +1,189 @@
+"""Store and load one tensor at a time, through POSIX and through DeepSpeed's aio (the study's Fig. 2).
+
+Stands alone, started as `python tensor_io.py JOB.json` under the engine's interpreter. Every store goes to a new file
+and every load reads a file that was evicted from the page cache, both counted in the phase's attributes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aio_library import load_library
+from page_cache import evict
+from phase_log import PhaseLog
+
+_BYTES_PER_WRITE = 1 << 30  # Linux moves at most 0x7ffff000 bytes a call (write(2))
+
+
+def main(job_path: str) -> int:
+    """Run the job described in the file `job_path`."""
+    with open(job_path) as f:
+        job = json.load(f)
+    log = PhaseLog()
+    with log.phase("init"):
+        import torch
+
+        torch.manual_seed(job["seed"])
+        devices = _devices(job["tensor_devices"], torch)
+    for name in job["apis"]:
+        with _api(name, torch, job) as api:
+            for device in devices:
+                for size_bytes in job["sizes_bytes"]:
+                    _measure(log, torch, job, api, device, size_bytes)
+    log.done()
+    return 0
+
+
+def _devices(wanted: list[str], torch: Any) -> list[str]:
+    """Return the tensor devices to measure; `auto` is the CPU, and CUDA where there is one."""
+    found = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return found if wanted == ["auto"] else wanted
+
+
+def _measure(log: PhaseLog, torch: Any, job: dict[str, Any], api: Any, device: str, size_bytes: int) -> None:
+    """Store, then load, one tensor of `size_bytes` on `device`, `loops` times each."""
+    path = os.path.join(job["offload_dir"], f"tensor-{api.name}-{device}-{size_bytes}.pt")
+    facts = {"api": api.name, "tensor_device": device, "size_bytes": size_bytes}
+    with api.tensor(size_bytes, device) as source, api.tensor(size_bytes, device) as target:
+        source.random_(0, 256)
+        for loop in range(job["loops"]):
+            _remove(path)
+            with log.phase("store", size_bytes, **facts, loop=loop) as found:
+                found["write_ns"] = _timed_ns(lambda: api.store(source, path))
+                found["fsync_ns"] = _timed_ns(lambda: _fsync(path)) if job["fsync"] else "none"
+        for loop in range(job["loops"]):
+            target.zero_()
+            resident = evict(path)
+            with log.phase("load", size_bytes, **facts, loop=loop, resident_pages=resident):
+                api.load(target, path)
+                _synchronise(torch, device)
+            if job["verify"] and not torch.equal(source, target):
+                raise ValueError(f"{api.name} load of {size_bytes} bytes to {device} returned other data than stored")
+    _remove(path)
+
+
+def _synchronise(torch: Any, device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _timed_ns(work: Callable[[], None]) -> int:
+    begin = time.monotonic_ns()
+    work()
+    return time.monotonic_ns() - begin
+
+
+def _remove(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def _fsync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _api(name: str, torch: Any, job: dict[str, Any]) -> Iterator[Any]:
+    """Provide the store and load of one API."""
+    if name == "posix":
+        yield Posix(torch)
+        return
+    api = Aio(torch, job)
+    try:
+        yield api
+    finally:
+        # The handle's threads must be gone before the interpreter ends, or the process aborts about half the time.
+        del api.handle
+        gc.collect()
+
+
+class Posix:
+    """write(2) and read(2) through the page cache; a GPU tensor goes through host memory."""
+
+    name = "posix"
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    @contextmanager
+    def tensor(self, size_bytes: int, device: str) -> Iterator[Any]:
+        """Provide a byte tensor."""
+        yield self._torch.empty(size_bytes, dtype=self._torch.uint8, device=device)
+
+    def store(self, tensor: Any, path: str) -> None:
+        """Write the tensor to a new file."""
+        data = memoryview(tensor.cpu().numpy())
+        with open(path, "wb", buffering=0) as f:
+            at = 0
+            while at < len(data):
+                at += f.write(data[at : at + _BYTES_PER_WRITE]) or 0
+
+    def load(self, tensor: Any, path: str) -> None:
+        """Read the file into the tensor."""
+        host = tensor if tensor.device.type == "cpu" else self._torch.empty_like(tensor, device="cpu")
+        data = memoryview(host.numpy())
+        with open(path, "rb", buffering=0) as f:
+            at = 0
+            while at < len(data) and (count := f.readinto(data[at : at + _BYTES_PER_WRITE])):
+                at += count
+        if at < len(data):
+            raise ValueError(f"{path} ended after {at} of {len(data)} bytes")
+        if host is not tensor:
+            tensor.copy_(host)
+
+
+class Aio:
+    """DeepSpeed's aio handle: libaio with O_DIRECT, split into blocks over threads."""
+
+    name = "aio"
+
+    def __init__(self, torch: Any, job: dict[str, Any]) -> None:
+        self._torch = torch
+        self._pinned = job["pinned"]
+        settings = ("block_bytes", "queue_depth", "single_submit", "overlap_events", "parallelism")
+        self.handle = load_library(job["async_io"]).aio_handle(*(job[name] for name in settings))
+
+    @contextmanager
+    def tensor(self, size_bytes: int, device: str) -> Iterator[Any]:
+        """Provide a byte tensor; on the CPU in page-locked memory, which the kernel transfers to directly."""
+        if device != "cpu" or not self._pinned:
+            yield self._torch.empty(size_bytes, dtype=self._torch.uint8, device=device)
+            return
+        locked = self.handle.new_cpu_locked_tensor(size_bytes, self._torch.empty(0, dtype=self._torch.uint8))
+        try:
+            yield locked
+        finally:
+            self.handle.free_cpu_locked_tensor(locked)
+
+    def store(self, tensor: Any, path: str) -> None:
+        """Write the tensor to the file."""
+        _check(self.handle.sync_pwrite(tensor, path, 0), "write", path)
+
+    def load(self, tensor: Any, path: str) -> None:
+        """Read the file into the tensor."""
+        _check(self.handle.sync_pread(tensor, path, 0), "read", path)
+
+
+def _check(count: int, verb: str, path: str) -> None:
+    # The handle returns the number of operations it completed, and reports trouble on stderr only.
+    if count < 1:
+        raise OSError(f"aio {verb} of {path} returned {count}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1]))
+    except Exception as e:  # noqa: BLE001 - the reason must reach the trial whatever it is
+        PhaseLog().error(f"{type(e).__name__}: {e}")
+        raise

@@ -1,0 +1,225 @@
+"""What an attempt has taken from the machine, written down before it is taken.
+
+A lease is a JSON file of one attempt. Whoever holds it appends each resource before acquiring it and strikes it out
+after releasing it, so that after a SIGKILL the next process knows exactly what is ours to undo, and touches nothing
+else. Processes are recognised by the attempt's token in their environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tasks import device
+from tasks.state import state_dir
+
+#: Environment variable that every process of an attempt carries.
+TOKEN_VARIABLE = "OFFLOAD_SWEEP_ATTEMPT"
+
+#: Name of the file that marks a folder as made by us, and so as ours to delete.
+MARKER = ".offload-sweep"
+
+
+def process_start(pid: int) -> str | None:
+    """Return a value that tells this process from a later one with the same pid, or None where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def boot_id() -> str:
+    """Return the kernel's identity of this boot; monotonic clocks of two boots cannot be compared."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Lease:
+    """The resources of one attempt, on disk in `<state>/attempts/<token>/lease.json`."""
+
+    def __init__(self, folder: Path, token: str, owner: int) -> None:
+        """Describe the attempt `token` in `folder`, owned by process `owner`; nothing is written yet."""
+        self.folder = folder
+        self.token = token
+        self._owner = owner
+        self._held: list[dict[str, Any]] = []
+
+    @classmethod
+    def take(cls, token: str, owner: int | None = None) -> Lease:
+        """Open a new lease, owned by `owner` (this process unless given)."""
+        lease = cls(state_dir() / "attempts" / token, token, owner or os.getpid())
+        lease.folder.mkdir(parents=True)
+        (lease.folder / MARKER).touch()
+        lease._write()
+        return lease
+
+    @classmethod
+    def load(cls, folder: Path) -> Lease | None:
+        """Return the lease in `folder`, or None where there is none that can be read."""
+        try:
+            value = json.loads((folder / "lease.json").read_text())
+        except (OSError, ValueError):
+            return None
+        lease = cls(folder, folder.name, value["owner"])
+        lease._held = value["held"]
+        lease._alive = value["boot_id"] == boot_id() and process_start(value["owner"]) == value["owner_start"]
+        return lease
+
+    _alive = True
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the process that took the lease is gone."""
+        return not self._alive
+
+    @contextmanager
+    def hold(self, kind: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """Hold one resource: written down before the body runs, undone and struck out after it."""
+        entry = {"kind": kind, **facts}
+        self._held.append(entry)
+        self._write()
+        try:
+            yield entry
+        finally:
+            _UNDO[kind](entry)
+            self._held.remove(entry)
+            self._write()
+
+    def clean(self) -> list[str]:
+        """End the attempt's processes, undo what is still held, remove the lease; return what could not be undone."""
+        end_processes(self.token)
+        problems = []
+        for entry in reversed(self._held):
+            try:
+                _UNDO[entry["kind"]](entry)
+            except (OSError, subprocess.SubprocessError) as e:
+                problems.append(f"{entry['kind']} {entry.get('path', '')}: {e}")
+        if not problems:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return problems
+
+    def _write(self) -> None:
+        value = {
+            "owner": self._owner,
+            "owner_start": process_start(self._owner),
+            "boot_id": boot_id(),
+            "held": self._held,
+        }
+        temporary = self.folder / "lease.json.new"
+        temporary.write_text(json.dumps(value))
+        temporary.replace(self.folder / "lease.json")
+
+
+def reap() -> list[str]:
+    """Clean up after every attempt on this machine whose owner is gone; return what could not be undone."""
+    problems = []
+    for folder in sorted((state_dir() / "attempts").glob("*")):
+        lease = Lease.load(folder)
+        if lease is not None and lease.abandoned:
+            problems += lease.clean()
+        elif lease is None and (folder / MARKER).exists() and time.time() - folder.stat().st_mtime > 60:
+            shutil.rmtree(folder, ignore_errors=True)
+    return problems
+
+
+def running(prefix: str) -> list[str]:
+    """Return the tokens of the attempts on this machine that start with `prefix` and have an owner."""
+    leases = (Lease.load(f) for f in sorted((state_dir() / "attempts").glob(f"{prefix}*")))
+    return [lease.token for lease in leases if lease is not None and not lease.abandoned]
+
+
+def processes_of(token: str) -> list[int]:
+    """Return the pids of the processes, other than this one, that carry `token` in their environment."""
+    wanted = f"{TOKEN_VARIABLE}={token}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if wanted in environment and int(folder.name) != os.getpid() and process_start(int(folder.name)):
+            found.append(int(folder.name))
+    return found
+
+
+def end_processes(token: str, grace_s: float = 3.0) -> None:
+    """End every other process of the attempt: SIGTERM, then SIGKILL after `grace_s`."""
+    end = time.monotonic() + grace_s
+    for sent, until in ((signal.SIGTERM, end), (signal.SIGKILL, end + 10)):
+        for pid in processes_of(token):
+            _kill(pid, sent)
+        while processes_of(token) and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+
+
+def _undo_mount(entry: dict[str, Any]) -> None:
+    # A process that ended a moment ago may still pin the mount; a lazy unmount would hide a real user of it.
+    for wait_s in (0.0, 0.2, 0.5, 1.0, 2.0):
+        if not os.path.ismount(entry["path"]):
+            return
+        time.sleep(wait_s)
+        if subprocess.run(["umount", entry["path"]], capture_output=True, timeout=60).returncode == 0:
+            return
+    _run("umount", entry["path"])
+
+
+def _undo_loop(entry: dict[str, Any]) -> None:
+    # Found by its image, which lies in our own folder: the number may by now belong to somebody else.
+    found = subprocess.run(
+        ["losetup", "--associated", entry["path"], "--noheadings", "--output", "NAME"], capture_output=True, text=True
+    )
+    for node in found.stdout.split():
+        _run("losetup", "--detach", node)
+
+
+def _undo_folder(entry: dict[str, Any]) -> None:
+    if (Path(entry["path"]) / MARKER).exists():
+        shutil.rmtree(entry["path"])
+
+
+def _undo_queue(entry: dict[str, Any]) -> None:
+    if (Path("/sys/block") / entry["device"]).exists():
+        device.write_queue(entry["device"], entry["values"])
+
+
+def _undo_ftrace(entry: dict[str, Any]) -> None:
+    # Its readers are threads of a process that has ended by now, or is about to.
+    folder = Path(entry["path"])
+    for wait_s in (0.0, 0.1, 0.5, 1.0, 2.0):
+        time.sleep(wait_s)
+        if not folder.is_dir():
+            return
+        (folder / "tracing_on").write_text("0")
+        with suppress(OSError):
+            folder.rmdir()
+            return
+    folder.rmdir()
+
+
+_UNDO: dict[str, Callable[[dict[str, Any]], None]] = {
+    "mount": _undo_mount,
+    "loop": _undo_loop,
+    "folder": _undo_folder,
+    "queue": _undo_queue,
+    "ftrace": _undo_ftrace,
+}

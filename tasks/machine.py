@@ -1,0 +1,182 @@
+"""What this machine is and has: facts for the record, and the offer that trials are placed by.
+
+Looks at files and PATH only, so that a dry run is quick and needs no root.
+"""
+
+from __future__ import annotations
+
+import getpass
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tasks import async_io
+from tasks.device import leaf_drives
+from tasks.mounts import device_number, mount_of, mounts
+from tasks.spec import FILESYSTEMS
+from tasks.state import state_dir
+from tasks.storage import TMPFS_DIR
+
+_APT = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder where offload files could lie, and what is beneath it."""
+
+    path: str
+    fs: str
+    drives: tuple[str, ...]
+    free_bytes: int
+    ram_backed: bool
+
+
+@dataclass
+class Offer:
+    """What a node has. `capabilities` are names such as `fs:xfs`; `missing` says why another one is not among them."""
+
+    hostname: str
+    facts: dict[str, Any]
+    places: list[Place]
+    state_dir: str
+    capabilities: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, the inverse of `Offer.from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Offer:
+        """Return the offer that `to_json` described."""
+        places = [Place(**{**p, "drives": tuple(p["drives"])}) for p in value["places"]]
+        return cls(**{**value, "places": places})
+
+    def place_of(self, path: str) -> Place | None:
+        """Return the place that `path` lies in: the one with the longest matching folder."""
+        holding = [p for p in self.places if path == p.path or path.startswith(p.path.rstrip("/") + "/")]
+        return max(holding, key=lambda p: len(p.path), default=None)
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """Return what a reader of a result needs to know of the machine; `unknown` where it cannot be read."""
+    memory_kib = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    return {
+        "hostname": socket.gethostname(),
+        "user": getpass.getuser(),
+        "kernel": platform.release(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": int(memory_kib) * 1024,
+        "gpus": gpus(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine() or "unknown"
+
+
+@cache
+def gpus() -> list[str]:
+    """Return the models of the machine's NVIDIA GPUs, as their kernel driver lists them."""
+    found = []
+    for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information")):
+        model = [line.partition(":")[2].strip() for line in Path(path).read_text().splitlines() if "Model" in line]
+        found += model or ["unknown"]
+    return found or ["unknown"] * len(glob.glob("/dev/nvidia[0-9]*"))
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions of these distributions; `not installed` where one is missing."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def offer() -> Offer:
+    """Return what this machine has, and why the rest is missing."""
+    found = Offer(socket.gethostname(), facts(), _places(), str(state_dir()))
+    for name, obstacle in _obstacles().items():
+        if obstacle is None:
+            found.capabilities.append(name)
+        else:
+            found.missing[name] = obstacle
+    return found
+
+
+def _places() -> list[Place]:
+    """Return every mounted filesystem that has a drive below it, and tmpfs."""
+    found = {}
+    among = mounts()
+    for path in dict.fromkeys(m.path for m in among):
+        mount = mount_of(path, among)
+        if mount.fs != "tmpfs" and not mount.source.startswith("/dev/"):
+            continue
+        try:
+            drives = leaf_drives(device_number(path))
+            found[path] = Place(path, mount.fs, drives, shutil.disk_usage(path).free, mount.fs == "tmpfs")
+        except OSError:
+            continue  # not ours to look into, such as another user's FUSE mount
+    return list(found.values())
+
+
+def _obstacles() -> dict[str, str | None]:
+    """Return for every capability what stands in its way on this machine, or None."""
+    root = None if os.geteuid() == 0 else "needs root: run the sweep as root on this node"
+    checks: dict[str, str | None] = {
+        "root": root,
+        "loop": root or _loop_obstacle(),
+        "tracer:none": None,
+        "tracer:ftrace": root or _tracefs_obstacle(),
+        "tracer:bpftrace": root or _program_obstacle("bpftrace", "bpftrace"),
+        "gpu": None if gpus() else "no NVIDIA GPU on this node",
+        "engine:torch": None if importlib.util.find_spec("torch") else "torch is not installed (make setup)",
+        "engine:async_io": None
+        if async_io.is_built()
+        else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
+        "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
+    }
+    for fs in FILESYSTEMS:
+        checks[f"fs:{fs}"] = _filesystem_obstacle(fs)
+    return checks
+
+
+def _program_obstacle(program: str, package: str) -> str | None:
+    return None if shutil.which(program) else f"{program} is not installed: apt-get install {package}"
+
+
+def _loop_obstacle() -> str | None:
+    if not os.path.exists("/dev/loop-control"):
+        return "the kernel has no loop devices: modprobe loop"
+    return _program_obstacle("losetup", "util-linux")
+
+
+def _tracefs_obstacle() -> str | None:
+    known = any(line.split()[-1] == "tracefs" for line in Path("/proc/filesystems").read_text().splitlines())
+    return None if known else "the kernel of this node has no tracefs"
+
+
+def _filesystem_obstacle(fs: str) -> str | None:
+    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
+    module = glob.glob(f"/lib/modules/{platform.release()}/kernel/fs/{fs}/*")
+    if fs not in known and not module:
+        return f"the kernel of this node has no {fs}"
+    return _program_obstacle(f"mkfs.{fs}", _APT[fs])

@@ -1,0 +1,115 @@
+"""Child processes: argument lists only, in a group of their own, ended with their parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.errors import TaskError
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process ends (prctl(2), PR_SET_PDEATHSIG)."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphaned descendant (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def tool(argv: Sequence[str], error: type[TaskError], timeout_s: float = 120) -> str:
+    """Run a short system tool and return what it printed; raise `error` with its own words where it fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise error(f"{argv[0]} is not installed on this node") from None
+    except subprocess.TimeoutExpired:
+        raise error(f"{' '.join(argv)} did not end within {timeout_s:.0f} s") from None
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        raise error(f"{' '.join(argv)}: {words}")
+    return done.stdout
+
+
+@contextmanager
+def child(
+    argv: Sequence[str], log: Path, environment: Mapping[str, str], output: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `argv` as a process group; end what is left of the group at the end.
+
+    Standard error goes to `log`, and so does standard output unless `output` names another file.
+    """
+    with log.open("ab") as errors, (output or log).open("ab") as printed:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=errors,
+                env=dict(environment),
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        except OSError as e:
+            raise TaskError(f"cannot start {argv[0]}: {e.strerror}") from e
+    try:
+        yield process
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
+    """End a child and its process group: SIGTERM, then SIGKILL after `grace_s`."""
+    if process.poll() is None:
+        _signal_group(process.pid, signal.SIGTERM)
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            pass
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def interrupt(process: subprocess.Popen[bytes], limit_s: float = 30.0) -> None:
+    """Send SIGINT until the process has ended: bpftrace can miss one while it handles events."""
+    end = time.monotonic() + limit_s
+    while process.poll() is None and time.monotonic() < end:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def exit_in_words(code: int) -> str:
+    """Return what a child's exit code means: `exit code 3`, or `killed by SIGKILL`."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def log_tail(log: Path, lines: int = 15, limit_bytes: int = 16384) -> str:
+    """Return the last lines of a log, bounded in bytes."""
+    try:
+        with log.open("rb") as f:
+            f.seek(max(0, log.stat().st_size - limit_bytes))
+            text = f.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,119 @@
+"""What a trial is told: the part of a sweep's configuration that a node acts on.
+
+Plain dataclasses of plain values, so that OmegaConf can check a YAML file against them and JSON can carry them.
+The text in each field's metadata is the documentation of that key (`python -m sweep --keys`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+
+def key(default: Any, text: str) -> Any:
+    """Return a dataclass field for one configuration key, with its documentation."""
+    make = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**make, metadata={"help": text})
+
+
+class StorageKind(Enum):
+    """Where the offload directory comes from."""
+
+    loop = "loop"
+    directory = "directory"
+
+
+class Backing(Enum):
+    """What a loop image lies on."""
+
+    disk = "disk"
+    tmpfs = "tmpfs"
+
+
+#: Filesystems that a trial can make on a loop image, with the mkfs options that make them quiet and forcing.
+FILESYSTEMS: dict[str, tuple[str, ...]] = {"ext4": ("-q", "-F"), "xfs": ("-q", "-f"), "btrfs": ("-q", "-f")}
+
+#: The smallest image mkfs makes, in bytes. xfsprogs refuses less than 300 MiB, btrfs-progs less than 109 MiB.
+SMALLEST_IMAGE_BYTES = {"ext4": 16 << 20, "xfs": 300 << 20, "btrfs": 128 << 20}
+
+
+@dataclass
+class QueueLimits:
+    """Block queue settings, in /sys/block/<device>/queue; null leaves the device as it is."""
+
+    max_sectors_kb: int | None = key(None, "largest request in KiB; 128 is what the study's NVMe drive does")
+    read_ahead_kb: int | None = key(None, "read-ahead of buffered reads in KiB")
+
+
+@dataclass
+class Storage:
+    """The filesystem under test."""
+
+    kind: StorageKind = key(StorageKind.loop, "loop: an image file that the trial makes; directory: one that exists")
+    fs: str = key("ext4", "filesystem: made on a loop image, verified in an existing directory")
+    path: str | None = key(None, "folder for images (null: the node's own), or the existing directory")
+    backing: Backing = key(Backing.disk, "loop only: the image lies on a disk (direct I/O) or in memory (tmpfs)")
+    image_size: int | str = key("2GiB", "loop only: size of the image")
+    mkfs_options: list[str] = key(list, "loop only: further arguments of mkfs")
+    mount_options: list[str] = key(list, "loop only: mount options, such as noatime")
+    queue: QueueLimits = key(QueueLimits, "block queue settings of the traced device")
+
+
+@dataclass
+class Trace:
+    """How requests are recorded."""
+
+    tracer: str = key(
+        "auto",
+        "ftrace, bpftrace: one row per block request (need root); none: counters only; auto: the first the node has",
+    )
+    buffer_size: int | str = key("4MiB", "memory per CPU between the kernel and the tracer")
+    sample_interval_ms: int = key(200, "interval of CPU, memory and device samples")
+
+
+@dataclass
+class Limits:
+    """When a trial is stopped."""
+
+    time_limit_s: int = key(600, "a trial that runs longer is stopped and counted as failed")
+
+
+@dataclass
+class TrialSpec:
+    """One attempt at one trial, as it travels to the node. `config` holds plain values, enums by name."""
+
+    sweep: str
+    id: str
+    slug: str
+    cell: dict[str, Any]
+    repeat: int
+    attempt: int
+    token: str
+    config: dict[str, Any]
+    fingerprint: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, the inverse of `TrialSpec(**value)`."""
+        return asdict(self)
+
+
+
+
+def storage_of(config: dict[str, Any]) -> Storage:
+    """Return the `storage` section of a trial's configuration."""
+    values = dict(config["storage"])
+    values["kind"] = StorageKind[values["kind"]]
+    values["backing"] = Backing[values["backing"]]
+    values["queue"] = QueueLimits(**values["queue"])
+    return Storage(**values)
+
+
+def trace_of(config: dict[str, Any]) -> Trace:
+    """Return the `trace` section of a trial's configuration."""
+    return Trace(**config["trace"])
+
+
+def limits_of(config: dict[str, Any]) -> Limits:
+    """Return the `limits` section of a trial's configuration."""
+    return Limits(**config["limits"])

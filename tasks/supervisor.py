@@ -1,0 +1,116 @@
+"""The process that owns an attempt on its node, and cleans up whatever becomes of everybody else.
+
+It leaves the process tree of whoever started it (double fork, own session), adopts every orphan of the attempt, and
+ends when its standard input closes: that is how it learns that its starter is gone. Protocol, one JSON value a line:
+
+    stdin   the trial's specification; end of file means: stop, clean up, go
+    stdout  {"event": "phase", "text": ...}       what the trial does now
+            {"event": "finished", "record": ..., "folder": ..., "files": [...], "log_tail": ...}
+            {"event": "died", "reason": ...}      the trial's own process ended early
+            end of file: nothing of the attempt is left on this machine
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from tasks.errors import Cancelled
+from tasks.lease import Lease
+from tasks.process import adopt_orphans, die_with_parent, exit_in_words
+
+#: How long a trial may take to clean up after being told to stop.
+_GRACE_S = 20.0
+
+
+def main() -> None:
+    """Run one attempt, as described above."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    adopt_orphans()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return
+    value = json.loads(line)
+    lease = Lease.take(value["token"])
+    try:
+        _supervise(value, lease)
+    finally:
+        left = Lease.load(lease.folder)
+        for problem in left.clean() if left else []:
+            print(f"offload-sweep: could not clean up {problem}", file=sys.stderr)
+
+
+def _supervise(value: dict[str, Any], lease: Lease) -> None:
+    trial = os.fork()
+    if trial == 0:
+        _run_in_child(value, lease)
+    watched = os.pidfd_open(trial)
+    ready, _, _ = select.select([sys.stdin, watched], [], [])
+    if watched not in ready:
+        _stop(trial, watched)
+        return
+    code = os.waitstatus_to_exitcode(os.waitpid(trial, 0)[1])
+    if code:
+        _emit(event="died", reason=f"the trial's process ended with {exit_in_words(code)}")
+    sys.stdin.buffer.read()  # until the starter has collected the files, or is gone
+
+
+def _stop(trial: int, watched: int) -> None:
+    for number, limit_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 10.0)):
+        signal.pidfd_send_signal(watched, number)
+        if select.select([watched], [], [], limit_s)[0]:
+            os.waitpid(trial, 0)
+            return
+
+
+def _emit(**event: Any) -> None:
+    try:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # nobody listens any more; the clean-up goes on
+
+
+def _run_in_child(value: dict[str, Any], lease: Lease) -> None:
+    """Run the trial in this forked process, which never returns."""
+    die_with_parent()
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, _cancel)
+        from tasks.spec import TrialSpec
+        from tasks.trial import manifest, run_trial, spool_of, tail_of_logs
+
+        record = run_trial(TrialSpec(**value), lease, _announce)
+        spool = spool_of(lease)
+        _emit(event="finished", record=record, folder=str(spool), files=manifest(spool), log_tail=tail_of_logs(spool))
+        code = 0
+    except Cancelled:
+        code = 130
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _cancel(number: int, frame: FrameType | None) -> None:
+    # Once: a second signal must not interrupt the clean-up that the first one started.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Cancelled
+
+
+def _announce(text: str) -> None:
+    _emit(event="phase", text=text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Tracers: what records block requests while an offload job runs.
+
+A tracer is one file here and one line in `TRACERS`; `docs/extending.md` shows how.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.device import Device
+from tasks.lease import Lease
+from tasks.spec import Trace
+
+#: Name in `trace.tracer` to the module that holds a class `Tracer`; `auto` takes the first the node can run.
+TRACERS = {
+    "ftrace": "tasks.tracers.ftrace",
+    "bpftrace": "tasks.tracers.bpftrace",
+    "none": "tasks.tracers.none",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The span a trial is judged over, CLOCK_MONOTONIC nanoseconds."""
+
+    begin_ns: int
+    end_ns: int
+
+
+@dataclass
+class Capture:
+    """What a tracer recorded in a window. `bytes` is None where it sees no single requests."""
+
+    requests: int | None = None
+    bytes: dict[str, int] | None = None
+    #: Events that did not make it into the trace, by kind; any above zero makes the trial invalid.
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+class Tracer(Protocol):
+    """Records the requests of one device."""
+
+    #: Facts for `trial.json`: name, version, settings.
+    facts: dict[str, Any]
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Record while the body runs: live before it begins, alive and flushed when it ends, else TracerError."""
+        ...
+
+    def write(self, window: Window, path: Path) -> Capture:
+        """Write the window's requests to `path` as `analysis.schema.REQUESTS` and say what is missing from them."""
+        ...
+
+
+def make(trace: Trace, device: Device, lease: Lease, environment: dict[str, str]) -> Tracer:
+    """Return the tracer that `trace.tracer` names, for `device`, keeping its raw output in the lease's folder."""
+    tracer: Tracer = importlib.import_module(TRACERS[trace.tracer]).Tracer(trace, device, lease, environment)
+    return tracer

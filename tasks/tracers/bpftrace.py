@@ -1,0 +1,248 @@
+"""The bpftrace tracer: `bpftrace/requests.bt` on one device, one line per completed request.
+
+Two sentinels prove that it was live for the whole of the recording: a 4 KiB direct read of the device's first
+sector before and after, each of which must come back as a line. Events the script or the kernel dropped are counted.
+
+The kernel runs no BPF program of a tracepoint on a CPU that is inside another one (bpf_prog_active, trace_call_bpf),
+so a completion that interrupts the handling of an issue goes unseen. Where completions come by interrupt, as on real
+drives, some are: such a trial is invalid, and says so. The ftrace tracer has no such limit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from analysis import schema
+from tasks.device import SECTOR_BYTES, Device
+from tasks.errors import TracerError
+from tasks.files import bpftrace_script
+from tasks.lease import Lease
+from tasks.process import child, interrupt, log_tail, tool
+from tasks.sorting import SortedWriter
+from tasks.spec import Trace
+from tasks.tracers import Capture, Window
+from tasks.tracers.sentinel import read_first_page
+from tasks.tracers.tracefs import ensure_mounted
+from tasks.units import parse_bytes
+
+_SCRIPT = "requests.bt"
+_START_LIMIT_S = 60.0
+_BLOCK_BYTES = 16 << 20
+_LOST = re.compile(rb"[Ll]ost (\d+) events")
+_COLUMNS = {
+    "tag": pa.string(),
+    "issue_ns": pa.int64(),
+    "complete_ns": pa.int64(),
+    "rwbs": pa.string(),
+    "sector": pa.int64(),
+    "sectors": pa.int64(),
+    "error": pa.int32(),
+    "pid": pa.int32(),
+    "comm": pa.string(),
+}
+
+#: Requests in flight at once that the script can hold.
+_MAP_KEYS = 65536
+
+
+class Tracer:
+    """Records the issue and completion of every block request of one device through bpftrace."""
+
+    def __init__(self, trace: Trace, device: Device, lease: Lease, environment: dict[str, str]) -> None:
+        """Trace `device`; raw output goes to the lease's folder."""
+        self._device = device
+        self._output = lease.folder / "requests.txt"
+        self._log = lease.folder / "bpftrace.log"
+        pages = _power_of_two(parse_bytes(trace.buffer_size) // os.sysconf("SC_PAGE_SIZE"))
+        self._environment = environment | {
+            "BPFTRACE_PERF_RB_PAGES": str(pages),
+            "BPFTRACE_MAP_KEYS_MAX": str(_MAP_KEYS),
+        }
+        self.facts: dict[str, Any] = {
+            "name": "bpftrace",
+            "version": tool(["bpftrace", "--version"], TracerError).strip(),
+            "script": _SCRIPT,
+            "buffer_bytes_per_cpu": pages * os.sysconf("SC_PAGE_SIZE"),
+        }
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record while the body runs."""
+        ensure_mounted()
+        script = bpftrace_script(_SCRIPT)
+        # Unbuffered: a sentinel's line must be seen while bpftrace runs. With -o it would buffer all the same.
+        argv = ["bpftrace", "-B", "none", str(script), str(self._device.number)]
+        with child(argv, self._log, self._environment, self._output) as process:
+            self._see_sentinel(process, "did not start")
+            yield
+            self._see_sentinel(process, "stopped before the trial ended")
+            interrupt(process)
+            if process.poll() is None:
+                raise TracerError("bpftrace did not end when it was told to")
+
+    def _see_sentinel(self, process: subprocess.Popen[bytes], trouble: str) -> None:
+        """Read the device's first sector until the trace shows that read."""
+        end = time.monotonic() + _START_LIMIT_S
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise TracerError(f"bpftrace {trouble}: {log_tail(self._log, 5)}")
+            position = self._output.stat().st_size if self._output.exists() else 0
+            read_first_page(self._device)
+            if self._wait_for_line(position, limit_s=0.5):
+                return
+        raise TracerError(f"bpftrace {trouble}: it showed no request of {self._device.name} in {_START_LIMIT_S:.0f} s")
+
+    def _wait_for_line(self, position: int, limit_s: float) -> bool:
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            time.sleep(0.02)
+            if not self._output.exists():
+                continue
+            with self._output.open("rb") as f:
+                f.seek(position)
+                # R, issue, complete, rwbs, sector, ...
+                if any(line[:1] == [b"R"] and line[4:5] == [b"0"] for line in map(bytes.split, f)):
+                    return True
+        return False
+
+    def write(self, window: Window, path: Path) -> Capture:
+        """Write the window's requests, sorted by issue time, and count what is missing."""
+        faults = dict.fromkeys(("lost", "unmatched", "overtaken", "malformed"), 0)
+        faults["lost"] += _lost_in(self._log)
+        moved = dict.fromkeys(schema.OPERATIONS, 0)
+        provenance = {"tracer": self.facts, "device": self._device.dev}
+        rows = 0
+        described = schema.described(schema.REQUESTS, provenance, ["issue", "completion"])
+        with SortedWriter(path, described, "issue_ns") as writer, self._output.open("rb") as f:
+            for block in _blocks(f):
+                table = _in_window(_parse(block, faults, window), window)
+                writer.write(_as_requests(table, self._device.dev, moved))
+                rows += table.num_rows
+        self._output.unlink()
+        return Capture(rows, {op: moved[op] for op in ("read", "write", "discard")}, faults)
+
+
+def _power_of_two(pages: int) -> int:
+    return 1 << max(0, (pages - 1).bit_length())
+
+
+def _lost_in(log: Path) -> int:
+    return sum(int(n) for n in _LOST.findall(log.read_bytes())) if log.exists() else 0
+
+
+def _blocks(f) -> Iterator[bytes]:  # type: ignore[no-untyped-def]
+    """Yield the file in pieces of whole lines."""
+    rest = b""
+    while piece := f.read(_BLOCK_BYTES):
+        head, newline, tail = (rest + piece).rpartition(b"\n")
+        if newline:
+            yield head
+        rest = tail
+    if rest:
+        yield rest
+
+
+def _parse(block: bytes, faults: dict[str, int], window: Window) -> pa.Table:
+    """Return the requests in `block`; add every other line that tells of a loss to `faults`."""
+    requests = []
+    for line in block.split(b"\n"):
+        if line.startswith(b"R\t"):
+            requests.append(line)
+        elif line:
+            _count_other(line, faults, window)
+    return _table(requests, faults)
+
+
+def _count_other(line: bytes, faults: dict[str, int], window: Window) -> None:
+    if lost := _LOST.search(line):
+        faults["lost"] += int(lost[1])
+    elif line.startswith((b"O\t", b"U\t")):
+        faults["overtaken" if line.startswith(b"O") else "unmatched"] += _inside(line.split(b"\t")[1], window)
+    elif line.startswith(b"@issued["):
+        # Issued and never completed, or completed unseen: the value is the issue time.
+        faults["unmatched"] += _inside(line.rsplit(b":", 1)[1], window)
+    elif not line.startswith((b"Attaching ", b"B\t")):
+        faults["malformed"] += 1
+
+
+def _inside(stamp: bytes, window: Window) -> int:
+    try:
+        return int(window.begin_ns < int(stamp) < window.end_ns)
+    except ValueError:
+        return 1
+
+
+def _table(lines: list[bytes], faults: dict[str, int]) -> pa.Table:
+    try:
+        return _read_csv(lines)
+    except pa.ArrowInvalid:
+        # One torn line spoils the whole block for the reader: find which, and keep the rest.
+        tables = []
+        for line in lines:
+            try:
+                tables.append(_read_csv([line]))
+            except pa.ArrowInvalid:
+                faults["malformed"] += 1
+        return pa.concat_tables(tables) if tables else _read_csv([])
+
+
+def _read_csv(lines: list[bytes]) -> pa.Table:
+    if not lines:
+        return pa.schema(list(_COLUMNS.items())).empty_table()
+    text = b"\n".join(lines).decode(errors="replace").encode()
+    return pa.csv.read_csv(
+        BytesIO(text),
+        read_options=pa.csv.ReadOptions(column_names=list(_COLUMNS)),
+        parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+        convert_options=pa.csv.ConvertOptions(column_types=_COLUMNS),
+    )
+
+
+def _in_window(table: pa.Table, window: Window) -> pa.Table:
+    inside = pc.and_(
+        pc.greater(table["complete_ns"], window.begin_ns),
+        pc.less(table["issue_ns"], window.end_ns),
+    )
+    return table.filter(inside)
+
+
+def _as_requests(table: pa.Table, dev: str, moved: dict[str, int]) -> pa.Table:
+    """Return `table` in the columns of `schema.REQUESTS`; add its bytes by operation to `moved`."""
+    rwbs = table["rwbs"].combine_chunks().dictionary_encode()
+    letters = pa.array([schema.operation(v) for v in rwbs.dictionary.to_pylist()], pa.string())
+    op = letters.take(rwbs.indices)
+    size_bytes = pc.multiply(table["sectors"], SECTOR_BYTES)
+    for name, total in zip(*_sums(op, size_bytes), strict=True):
+        moved[name] += total
+    n = table.num_rows
+    columns = {
+        "issue_ns": table["issue_ns"],
+        "complete_ns": table["complete_ns"],
+        "insert_ns": pa.nulls(n, pa.int64()),
+        "op": op,
+        "rwbs": table["rwbs"],
+        "sector": table["sector"],
+        "bytes": size_bytes,
+        "error": table["error"],
+        "dev": pa.repeat(dev, n),
+        "comm": table["comm"],
+        "pid": table["pid"],
+    }
+    return pa.table(columns)
+
+
+def _sums(op: pa.Array, size_bytes: pa.ChunkedArray) -> tuple[list[str], list[int]]:
+    grouped = pa.table({"op": op, "bytes": size_bytes}).group_by("op").aggregate([("bytes", "sum")])
+    return grouped["op"].to_pylist(), grouped["bytes_sum"].to_pylist()

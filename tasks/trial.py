@@ -1,0 +1,255 @@
+"""One trial on one node: storage -> tracer and samplers -> job -> verdict -> Parquet -> clean-up.
+
+Runs in any process; nothing here knows of Ray. What it writes lies in the spool folder until somebody collects it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import hashlib
+import os
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from analysis.schema import SCHEMA_VERSION
+from tasks import machine, phases, tracers, workloads
+from tasks.device import leaf_drives
+from tasks.errors import TaskError, WorkloadError
+from tasks.lease import TOKEN_VARIABLE, Lease, boot_id
+from tasks.process import child, exit_in_words, log_tail
+from tasks.sampler import Sampler
+from tasks.spec import TrialSpec, limits_of, storage_of, trace_of
+from tasks.state import state_dir
+from tasks.storage import Volume, flush, volume
+from tasks.tracers import Window
+from tasks.verdict import Verdict
+from tasks.workloads import Job, Span
+
+#: Told, in words, what the trial does now.
+Announce = Callable[[str], None]
+
+_POLL_S = 0.25
+
+
+def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, Any]:
+    """Run one trial and return its record (`trial.json`); its files lie in `spool_of(lease)`.
+
+    Whatever goes wrong on the node becomes a failed verdict with its reason. Only being told to stop
+    (`tasks.errors.Cancelled`) leaves as an exception.
+    """
+    spool = spool_of(lease)
+    (spool / "logs").mkdir(parents=True)
+    record = _blank_record(spec)
+    try:
+        with _alone_on_this_machine(announce):
+            record["started"] = _utc_now()
+            _Trial(spec, lease, spool, announce, record).run()
+    except TaskError as e:
+        record["verdict"] = vars(Verdict.failed(str(e)))
+    except Exception as e:  # noqa: BLE001 - one trial's trouble must not end the sweep
+        (spool / "logs" / "trial.log").write_text(traceback.format_exc())
+        record["verdict"] = vars(Verdict.failed(f"{type(e).__name__}: {e} (see logs/trial.log)"))
+    record["ended"] = _utc_now()
+    return record
+
+
+def spool_of(lease: Lease) -> Path:
+    """Return the folder in which an attempt collects what it will hand over."""
+    return lease.folder / "spool"
+
+
+def _utc_now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _blank_record(spec: TrialSpec) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": spec.id,
+        "slug": spec.slug,
+        "cell": spec.cell,
+        "repeat": spec.repeat,
+        "attempt": spec.attempt,
+        "fingerprint": dict(spec.fingerprint),
+        "config": spec.config,
+        "command": None,
+        "node": machine.facts(),
+        "device": None,
+        "storage": None,
+        "tracer": None,
+        "clock": {"boot_id": boot_id(), "monotonic_to_utc_offset_ns": time.time_ns() - time.monotonic_ns()},
+        "verdict": None,
+        "bytes": {"expected": None, "traced": None, "counted": None},
+        "metrics": {},
+        "started": _utc_now(),
+        "ended": None,
+    }
+
+
+@contextmanager
+def _alone_on_this_machine(announce: Announce) -> Iterator[None]:
+    """Hold the machine's measuring lock: two trials at once, of two sweeps even, would measure each other."""
+    with (state_dir() / "measuring.lock").open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce("waiting for another sweep's trial on this machine")
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+class _Trial:
+    """The steps of one trial, filling in its record."""
+
+    def __init__(
+        self, spec: TrialSpec, lease: Lease, spool: Path, announce: Announce, record: dict[str, Any]
+    ) -> None:
+        self._spec, self._lease, self._spool, self._announce, self._record = spec, lease, spool, announce, record
+        self._workload = workloads.of_config(spec.config)
+        self._environment = job_environment(lease.token)
+        self._provenance = {"trial": spec.id, "sweep": spec.sweep, "attempt": spec.attempt}
+
+    def run(self) -> None:
+        """Run all steps; raises TaskError where the trial cannot go on."""
+        storage = storage_of(self._spec.config)
+        self._announce(f"preparing {storage.fs}")
+        with volume(storage, self._lease) as found:
+            self._record["device"] = found.device.facts() | {
+                "drive": ", ".join(leaf_drives(found.device.dev)),
+                "ram_backed": found.facts.get("backing") == "tmpfs",
+            }
+            self._record["storage"] = found.facts
+            self._record["fingerprint"]["node"] = self._node_half(found)
+            self._measure(found)
+
+    def _node_half(self, found: Volume) -> dict[str, Any]:
+        """Return the half of the fingerprint that only the node knows."""
+        node = self._record["node"]
+        unstable = ("image", "free_bytes")
+        device = self._record["device"]
+        return {
+            "kernel": node["kernel"],
+            "cpu": node["cpu"],
+            "gpus": node["gpus"],
+            "packages": machine.package_versions(self._workload.packages()),
+            "device": {k: device[k] for k in ("model", "logical_block_bytes", "drive", "ram_backed")},
+            "storage": {k: v for k, v in found.facts.items() if k not in unstable},
+        }
+
+    def _measure(self, found: Volume) -> None:
+        job = self._workload.job(self._spool, found.offload_dir, self._spec.repeat)
+        self._record["command"] = job.argv
+        self._record["node"]["packages"] = machine.package_versions(self._workload.packages())
+        trace = trace_of(self._spec.config)
+        tracer = tracers.make(trace, found.device, self._lease, self._environment)
+        self._record["tracer"] = tracer.facts
+        sampler = Sampler(found.device, trace.sample_interval_ms)
+        self._announce(f"starting tracer {trace.tracer}")
+        with tracer.recording():
+            flush(found.offload_dir)
+            before = found.device.settle()
+            begin_ns = time.monotonic_ns()
+            with sampler.sampling():
+                trouble, process_span = self._run_job(job)
+                drain = self._drain(found)
+            counted = found.device.settle().since(before)
+            window = Window(begin_ns, time.monotonic_ns())
+        self._announce("reading the trace")
+        sampler.write(self._spool / "samples.parquet", self._provenance)
+        report = phases.read(self._phases_path, job.process)
+        spans = [*report.spans, process_span, drain]
+        phases.write(spans, self._spool / "phases.parquet", self._provenance)
+        capture = tracer.write(window, self._spool / "requests.parquet")
+        self._record["tracer"] |= {
+            "requests": capture.requests,
+            "begin_ns": window.begin_ns,
+            "end_ns": window.end_ns,
+            **capture.faults,
+        }
+        self._record["metrics"] = report.metrics
+        expected = self._workload.expected(report.spans)
+        self._record["bytes"] = {"expected": expected, "traced": capture.bytes, "counted": counted}
+        if trouble or not report.done:
+            verdict = Verdict.failed(*_job_reasons(trouble, report))
+        else:
+            doubts = self._workload.doubts(report.spans)
+            verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, counted, doubts)
+        self._record["verdict"] = vars(verdict)
+
+    @property
+    def _phases_path(self) -> Path:
+        return self._spool / "phases.jsonl"
+
+    def _run_job(self, job: Job) -> tuple[str | None, Span]:
+        """Run the job to its end or its time limit; return what went wrong, in words, and its span."""
+        log = self._spool / "logs" / f"{job.process}.log"
+        environment = self._environment | {"OFFLOAD_SWEEP_PHASES": str(self._phases_path)} | job.environment
+        limit_s = limits_of(self._spec.config).time_limit_s
+        begin_ns = time.monotonic_ns()
+        follower = phases.Follower(self._phases_path)
+        with child(job.argv, log, environment) as process:
+            while process.poll() is None:
+                if time.monotonic_ns() - begin_ns > limit_s * 1_000_000_000:
+                    break
+                if (phase := follower.latest()) is not None:
+                    self._announce(phase)
+                _wait(process, _POLL_S)
+            code = process.poll()
+        span = Span(job.process, "job", begin_ns, time.monotonic_ns())
+        if code is None:
+            return f"{job.process} ran longer than limits.time_limit_s ({limit_s} s) and was stopped", span
+        return (f"{job.process} ended with {exit_in_words(code)}" if code else None), span
+
+    def _drain(self, found: Volume) -> Span:
+        """Wait until everything the job left behind has reached the device."""
+        self._announce("drain")
+        begin_ns = time.monotonic_ns()
+        flush(found.offload_dir)
+        return Span("trial", "drain", begin_ns, time.monotonic_ns())
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    try:
+        process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _job_reasons(trouble: str | None, report: phases.Report) -> list[str]:
+    silent = "the job ended with exit code 0 without saying that it was done"
+    return [*report.errors, trouble or silent]
+
+
+def job_environment(token: str) -> dict[str, str]:
+    """Return this process's environment without what Ray put there, and with the attempt's token.
+
+    Ray sets OMP_NUM_THREADS to the task's CPUs, which would throttle the engine.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "OMP_NUM_THREADS"}
+    return kept | {TOKEN_VARIABLE: token, "PYTHONUNBUFFERED": "1"}
+
+
+def tail_of_logs(spool: Path) -> str:
+    """Return the end of the job's log, or else of the trial's own, for a message about a failure."""
+    logs = sorted((spool / "logs").glob("*.log"), key=lambda p: -p.stat().st_size)
+    return log_tail(logs[0]) if logs else ""
+
+
+def manifest(spool: Path) -> list[dict[str, Any]]:
+    """Return name, size in bytes and SHA-256 of every file that belongs to the published trial."""
+    names = [p for pattern in ("*.parquet", "logs/*.log") for p in sorted(spool.glob(pattern))]
+    return [
+        {"name": str(p.relative_to(spool)), "size_bytes": p.stat().st_size, "sha256": _sha256(p)}
+        for p in names
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
