@@ -44,12 +44,12 @@ class AnalysisActor:
         """See `RunStore.finish`."""
         return self._store.finish(fields, draw)
 
-    @ray.method(concurrency_group="board")
+    @ray.method(concurrency_group="board")  # type: ignore[untyped-decorator]
     def note(self, token: str, text: str) -> None:
         """Write on the board what the attempt `token` does now."""
         self._board[token] = text
 
-    @ray.method(concurrency_group="board")
+    @ray.method(concurrency_group="board")  # type: ignore[untyped-decorator]
     def notes(self) -> dict[str, str]:
         """Return the board: what each attempt does now."""
         return dict(self._board)

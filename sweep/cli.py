@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -56,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the sweep; values are YAML")
     p.add_argument("--dry-run", action="store_true", help="print the trials and where they would run; start nothing")
     p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
-    p.add_argument("--address", metavar="ADDR", help="a running Ray cluster, as HOST:PORT or `auto` (default: start Ray here)")
+    p.add_argument(
+        "--address", metavar="ADDR", help="a running Ray cluster, HOST:PORT or auto (default: start Ray here)"
+    )
     p.add_argument("--keys", action="store_true", help="print every key a sweep file may hold, and exit")
     p.add_argument("--version", action="version", version=f"offload-sweep {__version__}")
     return p
@@ -141,5 +142,3 @@ def print_keys() -> None:
         print(f"\nworkload, kind: {kind}\n")
         for path, text in config.documented(workloads.load(kind).Config, "workload."):
             print(f"  {path}\n      {text}")
-
-

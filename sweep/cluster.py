@@ -70,7 +70,7 @@ def joined(address: str) -> Iterator[list[Node]]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as e:
-        hint = "start one with: ray start --head --resources=\"$(python -m sweep.node)\""
+        hint = 'start one with: ray start --head --resources="$(python -m sweep.node)"'
         raise ClusterError(f"--address {address}: no Ray cluster answers ({_first_line(e)})\n  {hint}") from None
     try:
         yield _nodes()
@@ -99,7 +99,7 @@ def _nodes() -> list[Node]:
             raise ClusterError(f"node {name} has other code than this machine: install the same version on both")
         found.append(Node(Offer.from_json(answer["offer"]), entry["NodeID"]))
     if not found:
-        hint = "start nodes with: ray start --address=HEAD --resources=\"$(python -m sweep.node)\""
+        hint = 'start nodes with: ray start --address=HEAD --resources="$(python -m sweep.node)"'
         raise ClusterError(f"no node of the cluster offers a {SLOT}\n  {hint}")
     return found
 

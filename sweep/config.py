@@ -53,7 +53,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked definition. `source` names the file in messages; `base` is the resolved YAML without the grid applied."""
+    """A checked definition. `source` names the file in messages; `base` is its YAML before the grid is applied."""
 
     source: str
     name: str
@@ -92,9 +92,9 @@ def find(path: str) -> Path:
         raise ConfigError(path, None, "is a folder, not a sweep file", f"sweeps in it: {_listed(file) or 'none'}")
     if file.exists():
         return file
-    shipped = conf_dir() / (file.name if file.suffix else f"{file.name}.yaml")
-    if shipped.exists() and file.parent in (Path(), Path("conf")):
-        return shipped
+    ours = conf_dir() / (file.name if file.suffix else f"{file.name}.yaml")
+    if ours.exists() and file.parent in (Path(), Path("conf")):
+        return ours
     near = difflib.get_close_matches(file.name, [p.name for p in conf_dir().glob("*.yaml")], 1)
     hint = f"did you mean conf/{near[0]}?" if near else f"sweeps that come with the package: {shipped()}"
     raise ConfigError(path, None, "no such file", hint)
@@ -144,10 +144,10 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(str(file), None, "is empty", "a sweep needs at least: workload: {kind: tensor_io}")
     if not isinstance(value, dict):
         raise ConfigError(str(file), None, "must be a mapping of keys, such as `workload: {kind: tensor_io}`")
-    odd = [k for k in value if not isinstance(k, str)]
-    if odd:
-        raise ConfigError(str(file), str(odd[0]), "keys must be text")
-    return value
+    for name in value:
+        if not isinstance(name, str):
+            raise ConfigError(str(file), str(name), "keys must be text")
+    return {str(name): setting for name, setting in value.items()}
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,7 +375,7 @@ def _check_list(source: str, where: str, value: Any) -> None:
 def as_yaml(sweep: Sweep) -> str:
     """Return the sweep as a file that runs it again: overrides and bases applied, every default written out."""
     base = dict(sweep.base)
-    value = {"name": sweep.name, "description": sweep.description}
+    value: dict[str, Any] = {"name": sweep.name, "description": sweep.description}
     first = _deep_copy(base)
     for axis in sweep.axes:
         _set(first, axis.path, axis.values[0])
@@ -386,7 +386,8 @@ def as_yaml(sweep: Sweep) -> str:
     value |= {name: sections[name] for name in ("storage", "trace", "limits")}
     value["grid"] = {axis.path: list(axis.values) for axis in sweep.axes}
     value |= {"repeats": sweep.repeats, "figures": list(sweep.figures)}
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return text
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -400,7 +401,7 @@ def documented(cls: type, prefix: str = "") -> list[tuple[str, str]]:
         if is_dataclass(expected):
             rows += documented(expected, f"{prefix}{f.name}.")  # type: ignore[arg-type]
             continue
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
         shown = default.name if isinstance(default, Enum) else "null" if default is None else default
         rows.append((f"{prefix}{f.name}", f"{_type_name(expected)}, default {shown!s}: {f.metadata['help']}"))
     return rows

@@ -47,7 +47,7 @@ class Scheduler:
         progress: Progress,
         attempts: int = 2,
     ) -> None:
-        """Run the trials of `plan` where `placements` (by trial id) says that they can run; `key` starts every token."""
+        """Run the trials of `plan` where `placements`, by trial id, says they can; `key` starts every token."""
         self._sweep, self._key, self._count, self._plan, self._placements = sweep, key, 0, plan, placements
         self._actor, self._progress, self._attempts = actor, progress, attempts
         self._waiting: deque[tuple[Trial, int]] = deque()

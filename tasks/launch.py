@@ -41,7 +41,8 @@ def launched(spec: TrialSpec, announce: Callable[[str], None]) -> Iterator[Outco
         cwd=_ROOT,
         start_new_session=True,
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(json.dumps(spec.to_json()).encode() + b"\n")
         process.stdin.flush()

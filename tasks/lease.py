@@ -162,10 +162,8 @@ def end_processes(token: str, grace_s: float = 3.0) -> None:
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _run(*argv: str) -> None:

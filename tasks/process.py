@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks.errors import TaskError
@@ -73,10 +73,8 @@ def end_group(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
     """End a child and its process group: SIGTERM, then SIGKILL after `grace_s`."""
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
     _signal_group(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -93,10 +91,8 @@ def interrupt(process: subprocess.Popen[bytes], limit_s: float = 30.0) -> None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def exit_in_words(code: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -76,7 +77,7 @@ class SortedWriter:
             for table in self._merged():
                 writer.write_table(table.cast(self._schema))
 
-    def _merged(self):  # type: ignore[no-untyped-def]
+    def _merged(self) -> Iterator[pa.Table]:
         """Yield the union of all runs in order, in slices cut at keys so that each holds about `run_rows` rows."""
         maps = [pa.memory_map(str(path)) for path in self._runs]
         runs = [pa.ipc.open_file(m).read_all() for m in maps]

@@ -98,8 +98,6 @@ class TrialSpec:
         return asdict(self)
 
 
-
-
 def storage_of(config: dict[str, Any]) -> Storage:
     """Return the `storage` section of a trial's configuration."""
     values = dict(config["storage"])

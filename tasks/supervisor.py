@@ -95,7 +95,7 @@ def _run_in_child(value: dict[str, Any], lease: Lease) -> None:
         code = 0
     except Cancelled:
         code = 130
-    except BaseException:
+    except Exception:  # noqa: BLE001 - reported, and turned into an exit code
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()

@@ -20,7 +20,7 @@ from typing import Any
 from analysis.schema import SCHEMA_VERSION
 from tasks import machine, phases, tracers, workloads
 from tasks.device import leaf_drives
-from tasks.errors import TaskError, WorkloadError
+from tasks.errors import TaskError
 from tasks.lease import TOKEN_VARIABLE, Lease, boot_id
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
@@ -107,9 +107,7 @@ def _alone_on_this_machine(announce: Announce) -> Iterator[None]:
 class _Trial:
     """The steps of one trial, filling in its record."""
 
-    def __init__(
-        self, spec: TrialSpec, lease: Lease, spool: Path, announce: Announce, record: dict[str, Any]
-    ) -> None:
+    def __init__(self, spec: TrialSpec, lease: Lease, spool: Path, announce: Announce, record: dict[str, Any]) -> None:
         self._spec, self._lease, self._spool, self._announce, self._record = spec, lease, spool, announce, record
         self._workload = workloads.of_config(spec.config)
         self._environment = job_environment(lease.token)
@@ -244,10 +242,7 @@ def tail_of_logs(spool: Path) -> str:
 def manifest(spool: Path) -> list[dict[str, Any]]:
     """Return name, size in bytes and SHA-256 of every file that belongs to the published trial."""
     names = [p for pattern in ("*.parquet", "logs/*.log") for p in sorted(spool.glob(pattern))]
-    return [
-        {"name": str(p.relative_to(spool)), "size_bytes": p.stat().st_size, "sha256": _sha256(p)}
-        for p in names
-    ]
+    return [{"name": str(p.relative_to(spool)), "size_bytes": p.stat().st_size, "sha256": _sha256(p)} for p in names]
 
 
 def _sha256(path: Path) -> str:

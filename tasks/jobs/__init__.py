@@ -1,1 +1,1 @@
-"""Scripts that run as child processes, each under the interpreter of its engine; none imports another package of ours."""
+"""Scripts that run as child processes, under the interpreter of their engine; none imports a package of ours."""

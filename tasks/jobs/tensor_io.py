@@ -35,6 +35,7 @@ def main(job_path: str) -> int:
     for name in job["apis"]:
         with _api(name, torch, job) as api:
             for device in devices:
+                _warm_up(log, api, job["offload_dir"], device, min(job["sizes_bytes"]))
                 for size_bytes in job["sizes_bytes"]:
                     _measure(log, torch, job, api, device, size_bytes)
     log.done()
@@ -45,6 +46,18 @@ def _devices(wanted: list[str], torch: Any) -> list[str]:
     """Return the tensor devices to measure; `auto` is the CPU, and CUDA where there is one."""
     found = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return found if wanted == ["auto"] else wanted
+
+
+def _warm_up(log: PhaseLog, api: Any, folder: str, device: str, size_bytes: int) -> None:
+    """Store and load once unmeasured: first calls start threads, look up the drive and reserve memory."""
+    path = os.path.join(folder, "warmup.pt")
+    with api.tensor(size_bytes, device) as tensor:
+        tensor.zero_()
+        with log.phase("warmup", None, api=api.name, tensor_device=device, size_bytes=size_bytes):
+            api.store(tensor, path)
+            evict(path)
+            api.load(tensor, path)
+    _remove(path)
 
 
 def _measure(log: PhaseLog, torch: Any, job: dict[str, Any], api: Any, device: str, size_bytes: int) -> None:
@@ -184,6 +197,6 @@ def _check(count: int, verb: str, path: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1]))
-    except Exception as e:  # noqa: BLE001 - the reason must reach the trial whatever it is
+    except Exception as e:
         PhaseLog().error(f"{type(e).__name__}: {e}")
         raise

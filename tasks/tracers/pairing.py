@@ -108,7 +108,8 @@ def _without_issue(sector: npt.NDArray[np.int64], closing: npt.NDArray[np.bool_]
     start = -group * np.int64(sector.size + 1)
     lowest = np.minimum.accumulate(np.minimum(level, start))
     earlier = np.concatenate([[np.iinfo(np.int64).max], lowest[:-1]])
-    return closing & (level < np.minimum(earlier, start))
+    orphans: npt.NDArray[np.bool_] = closing & (level < np.minimum(earlier, start))
+    return orphans
 
 
 def _is_closed(issues: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -61,13 +61,16 @@ class Events:
         """Return an integer field of 2, 4 or 8 bytes, aligned to its size or to 4, as signed 64 bits."""
         at, size = field
         words = self.pages.view("<u4")
-        if size == 2:
-            return self.pages.view("<u2")[self.page, (self.offset + at) >> 1].astype(np.int64)
         low = words[self.page, (self.offset + at) >> 2]
-        if size == 4:
-            return low.view(np.int32).astype(np.int64)
-        high = words[self.page, (self.offset + at + 4) >> 2]
-        return (high.astype(np.uint64) << np.uint64(32) | low).astype(np.int64)
+        values: Integers
+        if size == 2:
+            values = self.pages.view("<u2")[self.page, (self.offset + at) >> 1].astype(np.int64)
+        elif size == 4:
+            values = low.view(np.int32).astype(np.int64)
+        else:
+            high = words[self.page, (self.offset + at + 4) >> 2]
+            values = (high.astype(np.uint64) << np.uint64(32) | low).astype(np.int64)
+        return values
 
     def text(self, field: tuple[int, int]) -> npt.NDArray[np.bytes_]:
         """Return a character field as bytes up to its first NUL."""
@@ -75,7 +78,8 @@ class Events:
         raw = self.pages[self.page[:, None], (self.offset + at)[:, None] + np.arange(size)]
         # What follows the terminator is whatever was in the buffer before.
         raw[np.cumsum(raw == 0, axis=1) > 0] = 0
-        return raw.view(f"S{size}")[:, 0]
+        texts: npt.NDArray[np.bytes_] = raw.view(f"S{size}")[:, 0]
+        return texts
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> Events:
         """Return the events where `chosen` is true."""

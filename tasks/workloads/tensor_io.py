@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tasks import async_io
 from tasks.spec import key
@@ -40,13 +40,16 @@ class Config:
     pinned: bool = key(True, "aio: CPU tensors in page-locked memory")
 
 
+_Config = Config
+
+
 class Workload:
     """Stores and loads tensors of several sizes in one process; every store and load is a phase."""
 
-    Config = Config
-    figures = ("fig2", "bandwidth", "sizes")
+    Config: ClassVar[type] = Config
+    figures: ClassVar[Sequence[str]] = ("fig2", "bandwidth", "sizes")
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: _Config) -> None:
         """Take a configuration whose types are right."""
         self._config = config
 
@@ -54,7 +57,8 @@ class Workload:
         """Return what is wrong with the configuration beyond its types."""
         c = self._config
         found = [*_unknown("apis", c.apis, APIS), *_unknown("tensor_devices", c.tensor_devices, DEVICES)]
-        found += [Problem(name, "must not be empty") for name in ("sizes", "apis", "tensor_devices") if not vars(c)[name]]
+        lists = ("sizes", "apis", "tensor_devices")
+        found += [Problem(name, "must not be empty") for name in lists if not vars(c)[name]]
         if "auto" in c.tensor_devices and len(c.tensor_devices) > 1:
             found.append(Problem("tensor_devices", "auto stands alone: write [auto], or name the devices"))
         found += [
@@ -96,20 +100,24 @@ class Workload:
             "async_io": str(async_io.path()) if "aio" in c.apis else None,
             "seed": seed,
         }
-        names = ("apis", "tensor_devices", "loops", "fsync", "verify", "queue_depth", "parallelism")
-        names += ("single_submit", "overlap_events", "pinned")
+        names = ["apis", "tensor_devices", "loops", "fsync", "verify", "queue_depth", "parallelism"]
+        names += ["single_submit", "overlap_events", "pinned"]
         description |= {name: vars(c)[name] for name in names}
         path = folder / "tensor_io.json"
         path.write_text(json.dumps(description, indent=1))
         return Job("tensor_io", [sys.executable, str(_JOB), str(path)])
 
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
-        """Return the tensor bytes of the finished loads and stores."""
-        moved = {"load": 0, "store": 0}
+        """Return the tensor bytes of the finished loads and stores; a warm-up is one of each."""
+        read = write = 0
         for span in spans:
-            if span.name in moved and span.end_ns is not None:
-                moved[span.name] += span.size_bytes or 0
-        return {"read": moved["load"], "write": moved["store"]}
+            if span.end_ns is None:
+                continue
+            warm = int(span.attributes["size_bytes"]) if span.name == "warmup" else 0
+            moved = span.size_bytes or 0
+            read += moved if span.name == "load" else warm
+            write += moved if span.name == "store" else warm
+        return {"read": read, "write": write}
 
     def doubts(self, spans: Sequence[Span]) -> list[str]:
         """Return a reason where loads were not cold."""
