@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from typing import NoReturn
 
-from sweep import __version__, config
+from sweep import __version__, config, interrupt
 from sweep.errors import UserError
 from sweep.placement import Placement, needs, place_all
 from sweep.plan import Grid
@@ -43,9 +43,19 @@ exit codes
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it as every other mistake of the user is said."""
+        options = [option for action in self._actions for option in action.option_strings]
+        words = [word for word in message.split() if not word.endswith(":")]
+        near = [n for word in words for n in difflib.get_close_matches(word, options, 1)]
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"command line: {message}\n  {hint}More: python -m sweep --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="python -m sweep",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -66,10 +76,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    args = parser().parse_intermixed_args(arguments)
+    interrupt.install()
     try:
+        args = parser().parse_intermixed_args(arguments)
         return _run(args, arguments)
     except UserError as e:
         print(f"sweep: {e}", file=sys.stderr)
@@ -77,10 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -134,7 +139,7 @@ def _wanted(placement: Placement) -> str:
 
 def print_keys() -> None:
     """Print every configuration key with type, default and meaning."""
-    print("keys of a sweep file (dots stand for nesting; every key but name, description and grid can be an axis)\n")
+    print("keys of a sweep file (dots stand for nesting; those of workload, storage, trace and limits can be axes)\n")
     for path, text in config.documented(config.Definition):
         print(f"  {path}\n      {text}")
     print("  extends\n      file, or list of files, whose keys apply where this file has none")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sweep import interrupt, session
 from sweep.errors import ClusterError
 from sweep.placement import SLOT, Node, resources_of
 from sweep.plan import code_hash
@@ -38,44 +39,45 @@ def here() -> Node:
 @contextmanager
 def local(node: Node) -> Iterator[list[Node]]:
     """Run Ray on this machine, on loopback only, and provide its one node; end all of Ray afterwards."""
-    os.environ |= _ENVIRONMENT
-    import ray
-
-    try:
-        ray.init(
+    with (
+        session.folder() as folder,
+        _ray(
+            "Ray does not start on this machine",
             address="local",
             num_gpus=len(node.offer.facts["gpus"]),
             resources=resources_of(node.offer),
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
             object_store_memory=_STORE_BYTES,
             _node_ip_address="127.0.0.1",
-        )
+            _temp_dir=str(folder),
+        ) as ray,
+    ):
         yield [Node(node.offer, ray.nodes()[0]["NodeID"])]
-    except (ConnectionError, RuntimeError, ValueError) as e:
-        if ray.is_initialized():
-            raise
-        raise ClusterError(f"Ray does not start on this machine: {_first_line(e)}") from e
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
 def joined(address: str) -> Iterator[list[Node]]:
     """Connect to the cluster at `address` and provide its nodes that can run trials."""
-    os.environ |= _ENVIRONMENT
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as e:
-        hint = 'start one with: ray start --head --resources="$(python -m sweep.node)"'
-        raise ClusterError(f"--address {address}: no Ray cluster answers ({_first_line(e)})\n  {hint}") from None
-    try:
+    with _ray(f"--address {address}: no Ray cluster answers", address=address):
         yield _nodes()
+
+
+@contextmanager
+def _ray(trouble: str, **options: Any) -> Iterator[Any]:
+    """Hold a connection to Ray; raise ClusterError, `trouble` first, where there is none to be had."""
+    os.environ |= _ENVIRONMENT
+    try:
+        with interrupt.deferred():
+            import ray
+
+            try:
+                ray.init(log_to_driver=False, logging_level="ERROR", **options)
+            except (ConnectionError, RuntimeError, ValueError) as e:
+                raise ClusterError(f"{trouble}: {_first_line(e)}") from None
+        yield ray
     finally:
-        ray.shutdown()
+        with interrupt.deferred():
+            ray.shutdown()
 
 
 def _nodes() -> list[Node]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, errors
@@ -23,6 +24,9 @@ from tasks.units import format_bytes, parse_bytes
 
 #: Part of an image that filesystems keep for themselves, in bytes, beside 6 % of it: journals, inode tables.
 _FILESYSTEM_BYTES = 80 << 20
+
+#: More repeats than this are a slip of the hand.
+_MOST_REPEATS = 10_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -88,10 +92,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
 def find(path: str) -> Path:
     """Return the sweep file `path` names: a file, or the name of one that comes with the package."""
     file = Path(path)
-    if file.is_dir():
-        raise ConfigError(path, None, "is a folder, not a sweep file", f"sweeps in it: {_listed(file) or 'none'}")
-    if file.exists():
-        return file
+    try:
+        if file.is_dir():
+            raise ConfigError(path, None, "is a folder, not a sweep file", f"sweeps in it: {_listed(file) or 'none'}")
+        if file.exists():
+            return file
+    except OSError as e:
+        raise ConfigError(path, None, f"cannot be read: {e.strerror}") from None
     ours = conf_dir() / (file.name if file.suffix else f"{file.name}.yaml")
     if ours.exists() and file.parent in (Path(), Path("conf")):
         return ours
@@ -115,10 +122,11 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(str(file), "extends", "a sweep cannot extend itself, not even through others")
     own = _read(file)
     bases = own.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(str(file), "extends", f"must be a file name or a list of them, not {_shown(bases)}")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        if not isinstance(base, str):
-            raise ConfigError(str(file), "extends", "must be a file name or a list of them")
+    for base in bases:
         base_file = file.parent / base
         if not base_file.is_file():
             raise ConfigError(str(file), "extends", f"no such file: {base}", f"looked for {base_file}")
@@ -134,7 +142,9 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as e:
         raise ConfigError(str(file), None, f"cannot be read: {e.strerror}") from None
     try:
-        value = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else None
+        # OmegaConf would make a mapping of a single word.
+        single = isinstance(yaml.compose(text, yaml.SafeLoader), yaml.ScalarNode)
+        value = text if single else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.MarkedYAMLError as e:
         at = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{file}{at}", None, f"is no valid YAML: {e.problem or e.context}") from None
@@ -147,6 +157,8 @@ def _read(file: Path) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
             raise ConfigError(str(file), str(name), "keys must be text")
+    if isinstance(value.get("grid"), dict):
+        value["grid"] = _flat_grid(str(file), value["grid"])
     return {str(name): setting for name, setting in value.items()}
 
 
@@ -164,14 +176,17 @@ def _override(raw: dict[str, Any], text: str) -> None:
     path, equals, value_text = text.partition("=")
     if not equals or not path or not all(path.split(".")):
         raise ConfigError("command line", text, "is no override; write key=value, such as storage.fs=xfs")
+    if path == "extends":
+        raise ConfigError("command line", path, "belongs into a sweep file")
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {value_text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-    except (yaml.YAMLError, errors.OmegaConfBaseException) as e:
-        raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {_first_line(e)}") from None
+    except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError) as e:
+        problem = e.problem if isinstance(e, yaml.MarkedYAMLError) and e.problem else _first_line(e)
+        raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {problem}") from None
     if path.startswith("grid."):
         grid = raw.setdefault("grid", {})
         if isinstance(grid, dict):
-            grid[path.removeprefix("grid.")] = value
+            grid.update(_flattened({path.removeprefix("grid."): value}, ""))
         return
     _set(raw, path, value)
 
@@ -197,17 +212,17 @@ def _deep_copy(value: Any) -> Any:
 
 def _checked(source: str, raw: dict[str, Any]) -> Sweep:
     grid = _pop_grid(source, raw)
+    _check_shape(source, Definition, raw, "")
     kind = _workload_kind(source, raw)
     axes = _axes(source, grid, kind)
     first = _deep_copy(raw)
     for axis in axes:
         _set(first, axis.path, axis.values[0])
-    _check_shape(source, Definition, raw, "")
     typed = _typed(source, Definition, _resolved(source, first), "")
     if not _NAME.fullmatch(typed["name"]):
         raise ConfigError(source, "name", f"{typed['name']!r} cannot name a folder: use letters, digits, . _ and -")
-    if typed["repeats"] < 1:
-        raise ConfigError(source, "repeats", f"must be 1 or more, not {typed['repeats']}")
+    if not 1 <= typed["repeats"] <= _MOST_REPEATS:
+        raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {typed['repeats']}")
     figures = typed["figures"]
     for name in figures or ():
         if name not in FIGURES:
@@ -221,13 +236,22 @@ def _pop_grid(source: str, raw: dict[str, Any]) -> dict[str, Any]:
     grid = raw.pop("grid", None) or {}
     if not isinstance(grid, dict):
         raise ConfigError(source, "grid", "must map configuration keys to lists, such as `storage.fs: [ext4, xfs]`")
-    return dict(_flattened(grid, ""))
+    return _flat_grid(source, grid)
+
+
+def _flat_grid(source: str, grid: Mapping[Any, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for path, values in _flattened(grid, ""):
+        if path in flat:
+            raise ConfigError(source, f"grid.{path}", "is there twice, dotted and nested")
+        flat[path] = values
+    return flat
 
 
 def _flattened(grid: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield dotted keys: `{storage: {fs: [..]}}` and `{storage.fs: [..]}` mean the same."""
     for name, value in grid.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _flattened(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -260,13 +284,13 @@ def _axis_paths(kind: str) -> list[str]:
 
 
 def _workload_kind(source: str, raw: Mapping[str, Any]) -> str:
-    section = raw.get("workload")
-    if not isinstance(section, dict) or "kind" not in section:
+    section = raw.get("workload", {})
+    if "kind" not in section:
         raise ConfigError(source, "workload.kind", "is missing", f"one of: {', '.join(workloads.WORKLOADS)}")
-    kind = section["kind"]
+    kind = str(section["kind"])
     if kind not in workloads.WORKLOADS:
-        raise ConfigError(source, "workload.kind", f"no workload {kind!r}", _nearest(str(kind), workloads.WORKLOADS))
-    return str(kind)
+        raise ConfigError(source, "workload.kind", f"no workload {kind!r}", _nearest(kind, workloads.WORKLOADS))
+    return kind
 
 
 def _checked_trial(source: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -290,13 +314,20 @@ def _resolved(source: str, value: dict[str, Any]) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(value), resolve=True)
     except errors.OmegaConfBaseException as e:
-        raise ConfigError(source, e.full_key, _first_line(e)) from None
+        missing = re.match("Interpolation key '(.*)' not found", _first_line(e))
+        near = difflib.get_close_matches(missing[1], [path for path, _ in _flattened(value, "")], 1) if missing else ()
+        raise ConfigError(source, e.full_key, _first_line(e), f"did you mean {near[0]}?" if near else "") from None
     assert isinstance(resolved, dict)
     return {str(k): v for k, v in resolved.items()}
 
 
 def _check_storage(source: str, config: dict[str, Any]) -> None:
     storage = storage_of(config)
+    if storage.path and not Path(storage.path).is_absolute():
+        raise ConfigError(source, "storage.path", f"must start with /, for nodes share no folder; not {storage.path!r}")
+    for name, least in (("max_sectors_kb", 1), ("read_ahead_kb", 0)):
+        if (limit := vars(storage.queue)[name]) is not None and limit < least:
+            raise ConfigError(source, f"storage.queue.{name}", f"must be {least} or more, not {limit}")
     if storage.kind is StorageKind.directory:
         if not storage.path:
             raise ConfigError(source, "storage.path", "is missing: storage.kind=directory needs the folder to use")
@@ -352,24 +383,49 @@ def _check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str)
         if name not in hints:
             raise ConfigError(source, where, "unknown key", _nearest(str(name), list(hints), prefix))
         expected = hints[name]
+        if value == "???":
+            raise ConfigError(source, where, "has no value yet: ??? stands where one must be given")
         if is_dataclass(expected):
             if not isinstance(value, Mapping):
                 raise ConfigError(source, where, f"must hold keys, not {value!r}", f"its keys: {_keys(expected)}")
             _check_shape(source, expected, value, f"{where}.")  # type: ignore[arg-type]
-        elif str(expected).startswith("list["):
-            _check_list(source, where, value)
-        elif isinstance(value, bool) != (expected is bool) and value is not None and expected in (bool, int):
-            raise ConfigError(source, where, f"must be {_type_name(expected)}, not {value!r}")
+        elif get_origin(expected) is dict:
+            if not isinstance(value, Mapping):
+                raise ConfigError(source, where, f"must hold keys, not {_shown(value)}")
+        elif value is None:
+            if type(None) not in get_args(expected):
+                raise ConfigError(source, where, "must not be null")
+        elif (entries := _entries(expected)) is not None:
+            _check_list(source, where, value, entries)
+        elif not _fits(value, expected):
+            raise ConfigError(source, where, f"must be {_type_name(expected)}, not {_shown(value)}")
 
 
-def _check_list(source: str, where: str, value: Any) -> None:
+def _entries(expected: Any) -> Any:
+    """Return the type of a list's entries, whether or not it may be null; None for what is no list."""
+    return next((get_args(k)[0] for k in (expected, *get_args(expected)) if get_origin(k) is list), None)
+
+
+def _check_list(source: str, where: str, value: Any, expected: Any) -> None:
     if isinstance(value, str) and "${" in value:
         return
+    if isinstance(value, Mapping):
+        raise ConfigError(source, where, f"must be a list, not {_shown(value)}")
     if not isinstance(value, list):
-        raise ConfigError(source, where, f"must be a list, such as [{value}], not {value!r}")
+        raise ConfigError(source, where, f"must be a list, such as [{value}], not {_shown(value)}")
     for item in value:
-        if isinstance(item, (Mapping, list)) or item is None:
-            raise ConfigError(source, where, f"holds {item!r}; its entries must be single values")
+        if item is None or not _fits(item, expected):
+            raise ConfigError(source, where, f"holds {_shown(item)}; each entry must be {_type_name(expected)}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Say whether a value of YAML may stand for the type; OmegaConf looks closer, but takes yes for 1 and 1 for yes."""
+    if isinstance(value, (Mapping, list)):
+        return False
+    if isinstance(value, float) and expected == int | str:
+        return False
+    kinds = get_args(expected) or (expected,)
+    return (bool in kinds) if isinstance(value, bool) else (isinstance(value, str) or expected is not bool)
 
 
 def as_yaml(sweep: Sweep) -> str:
@@ -413,6 +469,7 @@ def _keys(cls: Any) -> str:
 
 def _nearest(name: str, known: Any, prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    near = near or [k for k in known if k.endswith(f".{name}")]
     listed = ", ".join(str(k) for k in known)
     return (f"did you mean {prefix}{near[0]}? " if near else "") + f"valid: {listed}"
 
@@ -420,8 +477,14 @@ def _nearest(name: str, known: Any, prefix: str = "") -> str:
 def _type_name(expected: Any) -> str:
     if isinstance(expected, type) and issubclass(expected, Enum):
         return "one of " + ", ".join(m.name for m in expected)
-    names = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
+    names: dict[Any, str] = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
+    names |= {int | str: "a size such as 64MiB", int | None: "a whole number or null", str | None: "text or null"}
     return names.get(expected) or str(expected).replace("typing.", "")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as YAML has it, in one line."""
+    return json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
 
 
 def _type_problem(error: errors.OmegaConfBaseException) -> str:
@@ -429,6 +492,8 @@ def _type_problem(error: errors.OmegaConfBaseException) -> str:
     for kind, words in (("Integer", "a whole number"), ("Boolean", "true or false"), ("Float", "a number")):
         if match := re.fullmatch(rf"Value '(.*)' of type '\w+' could not be converted to {kind}", text):
             return f"must be {words}, not {match[1]!r}"
+    if match := re.fullmatch(r"Value '(.*)' is not a valid bool .*", text):
+        return f"must be true or false, not {match[1]!r}"
     if match := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
         return f"must be one of {match[2]}, not {match[1]!r}"
     if text.startswith("Incompatible value 'None'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +80,8 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     ground = _ground(storage, node.offer)
     if ground is None:
         obstacles.append(f"storage.path: no filesystem of a drive holds {storage.path or node.offer.state_dir}")
+    elif storage.path and node.offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
+        obstacles.append(f"storage.path: {storage.path} is no folder on this node")
     else:
         obstacles += _space_obstacles(storage, config, ground)
     if obstacles or ground is None:

@@ -16,6 +16,9 @@ import analysis
 import tasks
 from sweep.config import Sweep
 
+#: Text that needs no quotes in a trial's id.
+_PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -69,11 +72,22 @@ def slug_of(identity: str) -> str:
     """Return a folder name for a trial id: readable, short, and unique by a hash of the whole id."""
     words = (re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in identity.split(","))
     readable = "_".join(words)
-    return f"{readable[:80].strip('-._')}-{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+    return f"{readable[:80].strip('-._')}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    """Return a value as it stands in an id: text as it is, unless it could be mistaken for something else."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and not _is_json(value):
+        return value
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def digest(value: Any) -> str:

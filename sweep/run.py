@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sweep import __version__, cluster, progress
+from sweep import __version__, cluster, interrupt, progress, session
 from sweep.cli import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID
 from sweep.config import Sweep, as_yaml
 from sweep.errors import ConfigError
@@ -35,11 +35,13 @@ _CLEAN_LIMIT_S = 60.0
 
 def run_sweep(sweep: Sweep, plan: Grid, results: Path, address: str | None, argv: Sequence[str]) -> int:
     """Run all trials of `plan`, draw the figures and return the exit code."""
-    folder = _new_folder(results, sweep.name)
     key = uuid.uuid4().hex[:8]
     here = cluster.here()
     if address is None:
         place_all(plan.trials, [here], sweep.source)
+    folder = _new_folder(results, sweep.name)
+    if address is None:
+        session.clear_abandoned()
         for problem in lease.reap():
             print(f"sweep: an earlier sweep left this behind, and it cannot be removed: {problem}", file=sys.stderr)
     print(f"{sweep.name}: {len(plan.trials)} trials; starting Ray" if address is None else f"joining {address}")
@@ -59,8 +61,9 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
     from sweep.scheduler import Scheduler
 
     placements = place_all(plan.trials, nodes, sweep.source)
-    actor = analysis_actor.start(str(folder))
-    ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, argv), as_yaml(sweep)))
+    with interrupt.deferred():
+        actor = analysis_actor.start(str(folder))
+        ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, argv), as_yaml(sweep)))
     with progress.shown(len(plan.trials)) as shown:
         scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown)
         try:
@@ -71,19 +74,17 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
             shown.say("interrupted: cleaning up")
             _stop(scheduler, actor)
             print(f"interrupted; {len(scheduler.records)} of {len(plan.trials)} trials are kept in {_shown(folder)}")
-            print(f"draw them with: python -m analysis {_shown(folder)}")
+            if scheduler.records:
+                print(f"draw them with: python -m analysis {_shown(folder)}")
             return EXIT_INTERRUPTED
     return _conclude(scheduler.records, len(plan.trials), drawn)
 
 
 def _stop(scheduler: Any, actor: Any) -> None:
     """Cancel and clean up; further interrupts wait until that is done."""
-    import signal
-
     import ray
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    interrupt.ignore()
     scheduler.stop()
     ray.get(actor.finish.remote({"state": "interrupted", "ended": _now()}, False))
 

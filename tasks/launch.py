@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.errors import TaskError
 from tasks.spec import TrialSpec
+from tasks.state import state_dir
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,13 +35,16 @@ def launched(spec: TrialSpec, announce: Callable[[str], None]) -> Iterator[Outco
     Raises TaskError where the trial's process died. Leaving early, by an exception too, stops the attempt and waits
     until it is cleaned up; if this process is killed, the supervisor cleans up by itself.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.supervisor"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=_ROOT,
-        start_new_session=True,
-    )
+    # Not this process's standard error: a Ray worker's log, and who clears a dead Ray ends whoever has that open.
+    with (state_dir() / "supervisor.log").open("a") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=_ROOT,
+            start_new_session=True,
+        )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -67,11 +67,12 @@ class Lease:
         """Return the lease in `folder`, or None where there is none that can be read."""
         try:
             value = json.loads((folder / "lease.json").read_text())
-        except (OSError, ValueError):
+            lease = cls(folder, folder.name, value["owner"])
+            lease._held = value["held"]
+            start = value["owner_start"]
+            lease._alive = value["boot_id"] == boot_id() and start is not None and process_start(lease._owner) == start
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        lease = cls(folder, folder.name, value["owner"])
-        lease._held = value["held"]
-        lease._alive = value["boot_id"] == boot_id() and process_start(value["owner"]) == value["owner_start"]
         return lease
 
     _alive = True
@@ -101,7 +102,7 @@ class Lease:
         for entry in reversed(self._held):
             try:
                 _UNDO[entry["kind"]](entry)
-            except (OSError, subprocess.SubprocessError) as e:
+            except (OSError, KeyError, subprocess.SubprocessError) as e:
                 problems.append(f"{entry['kind']} {entry.get('path', '')}: {e}")
         if not problems:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -21,17 +21,23 @@ class Mount:
 
 def mounts() -> list[Mount]:
     """Return this process's mounts, in mount order."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Return the mounts that `text` lists."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    # By newline and space only: the kernel leaves other white space in names as it is.
+    for line in filter(None, text.split("\n")):
         left, right = line.split(" - ", 1)
-        _, _, dev, _, path, options = left.split()[:6]
+        _, _, dev, _, path, options = left.split(" ")[:6]
         fs, source, super_options = right.split(" ", 2)
         found.append(Mount(_unescape(path), dev, fs, _unescape(source), f"{options},{super_options}"))
     return found
 
 
 def _unescape(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text
 

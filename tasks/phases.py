@@ -36,19 +36,20 @@ def read(path: Path, process: str) -> Report:
         try:
             event = json.loads(line)
             _take(event, report, begun, ended)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             report.malformed += 1
     for number, event in begun.items():
         try:
             report.spans.append(_span(process, event, ended.get(number, {})))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             report.malformed += 1
     report.spans.sort(key=lambda s: s.begin_ns)
     return report
 
 
 def _lines(path: Path) -> Iterable[str]:
-    return path.read_text(errors="replace").splitlines() if path.exists() else ()
+    # Not splitlines(): JSON text may hold U+2028 and others that it would take for an end of line.
+    return filter(None, path.read_text(errors="replace").split("\n")) if path.exists() else ()
 
 
 def _take(event: dict[str, Any], report: Report, begun: dict[object, Any], ended: dict[object, Any]) -> None:
@@ -73,12 +74,20 @@ def _span(process: str, begin: dict[str, Any], end: dict[str, Any]) -> Span:
     return Span(
         process=process,
         name=str(begin["name"]),
-        begin_ns=int(begin["t_ns"]),
-        end_ns=int(end["t_ns"]) if end else None,
-        size_bytes=None if size_bytes is None else int(size_bytes),
-        step=None if step is None else int(step),
+        begin_ns=_whole(begin["t_ns"]),
+        end_ns=_whole(end["t_ns"]) if end else None,
+        size_bytes=None if size_bytes is None else _whole(size_bytes),
+        step=None if step is None else _whole(step, 31),
         attributes={str(k): str(v) for k, v in attributes.items()},
     )
+
+
+def _whole(value: Any, bits: int = 63) -> int:
+    """Return a number that its column can hold."""
+    number = int(value)
+    if abs(number) >> bits:
+        raise OverflowError(f"{number} does not fit")
+    return number
 
 
 def write(spans: Iterable[Span], path: Path, provenance: dict[str, object]) -> None:
@@ -129,5 +138,5 @@ def _begun(line: bytes) -> str | None:
         size = [format_bytes(event["bytes"])] if event.get("bytes") else []
         step = [f"step {event['step']}"] if event.get("step") is not None else []
         return " ".join([str(event["name"]), *facts, *size, *step])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

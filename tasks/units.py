@@ -20,8 +20,8 @@ def parse_bytes(text: int | str) -> int:
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write {SIZE_FORMAT}")
     size = float(match[1]) * factor if "." in match[1] else int(match[1]) * factor
-    if size != int(size) or size < 1:
-        raise ValueError(f"{text!r} is not a whole number of bytes above zero")
+    if not 1 <= size < 1 << 63 or size != int(size):
+        raise ValueError(f"{text!r} is not a whole number of bytes above zero and below 8 EiB")
     return int(size)
 
 

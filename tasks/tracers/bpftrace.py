@@ -41,6 +41,7 @@ _SCRIPT = "requests.bt"
 _START_LIMIT_S = 60.0
 _BLOCK_BYTES = 16 << 20
 _LOST = re.compile(rb"[Ll]ost (\d+) events")
+_LEFT = re.compile(rb"@issued\[\d+\]: \((\d+), ")
 _COLUMNS = {
     "tag": pa.string(),
     "issue_ns": pa.int64(),
@@ -171,8 +172,9 @@ def _count_other(line: bytes, faults: dict[str, int], window: Window) -> None:
     elif line.startswith((b"O\t", b"U\t")):
         faults["overtaken" if line.startswith(b"O") else "unmatched"] += _inside(line.split(b"\t")[1], window)
     elif line.startswith(b"@issued["):
-        # Issued and never completed, or completed unseen: the value is the issue time.
-        faults["unmatched"] += _inside(line.rsplit(b":", 1)[1], window)
+        # Issued and never completed, or completed unseen: the value is issue time, pid and comm.
+        left = _LEFT.match(line)
+        faults["unmatched"] += _inside(left[1] if left else b"", window)
     elif not line.startswith((b"Attaching ", b"B\t")):
         faults["malformed"] += 1
 
@@ -206,7 +208,8 @@ def _read_csv(lines: list[bytes]) -> pa.Table:
         BytesIO(text),
         read_options=pa.csv.ReadOptions(column_names=list(_COLUMNS)),
         parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
-        convert_options=pa.csv.ConvertOptions(column_types=_COLUMNS),
+        # An empty number is a torn line, not a null.
+        convert_options=pa.csv.ConvertOptions(column_types=_COLUMNS, null_values=[]),
     )
 
 

@@ -42,7 +42,8 @@ class EventFormat:
 def check_page_header(text: str) -> None:
     """Raise ValueError unless tracefs' `header_page` is the layout that `decode` walks."""
     fields = {m["name"]: (int(m["offset"]), int(m["size"])) for m in _FIELD.finditer(text)}
-    if fields.get("timestamp") != (0, 8) or fields.get("commit") != (8, 8) or fields["data"][0] != _HEADER_BYTES:
+    data_at, _ = fields.get("data", (None, 0))
+    if fields.get("timestamp") != (0, 8) or fields.get("commit") != (8, 8) or data_at != _HEADER_BYTES:
         raise ValueError(f"this kernel lays out trace pages in another way: {text!r}")
 
 

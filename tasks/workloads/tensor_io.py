@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -133,7 +134,13 @@ class Workload:
 
 
 def _unknown(name: str, values: list[str], known: Sequence[str]) -> list[Problem]:
-    return [Problem(name, f"{v!r} is not one of {', '.join(known)}") for v in values if v not in known]
+    found = [Problem(name, f"lists {v!r} twice") for i, v in enumerate(values) if v in values[:i]]
+    for value in values:
+        if value not in known:
+            near = difflib.get_close_matches(value, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            found.append(Problem(name, f"{value!r} is not one of {', '.join(known)}{hint}"))
+    return found
 
 
 def _size_problem(name: str, value: int | str, parallelism: int) -> Problem | None:

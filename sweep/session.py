@@ -1,0 +1,65 @@
+"""The folder of a Ray that a sweep started on this machine, and what a killed driver left running in one.
+
+The folder's name holds the driver's pid and start time, so that everybody can tell whether the driver still lives, and
+every process of that Ray keeps its logs in it open: some outlive their raylet, under titles that hide whose they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tasks.lease import MARKER, process_start
+
+#: Short: the paths of Ray's sockets below it must stay under 108 bytes (unix(7)).
+_PARENT = Path("/tmp")
+_NAME = re.compile(r"osw-(\d+)-(\d+)")
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Provide the folder for this process's Ray, and end whatever of it is left when the body has ended."""
+    pid = os.getpid()
+    path = _PARENT / f"osw-{pid}-{process_start(pid)}"
+    path.mkdir(mode=0o700)
+    (path / MARKER).touch()
+    try:
+        yield path
+    finally:
+        _clear(path)
+
+
+def clear_abandoned() -> None:
+    """End what drivers of this user that are gone left behind."""
+    for path in _PARENT.glob("osw-*"):
+        name = _NAME.fullmatch(path.name)
+        try:
+            ours = path.lstat().st_uid == os.getuid() and (path / MARKER).exists() and not path.is_symlink()
+        except OSError:
+            continue
+        if name and ours and process_start(int(name[1])) != name[2]:
+            _clear(path)
+
+
+def _clear(path: Path) -> None:
+    for pid in _users_of(path):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _users_of(path: Path) -> list[int]:
+    """Return the pids of the processes, other than this one, that have a file below `path` open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        with suppress(OSError):
+            links = (os.readlink(link) for link in (process / "fd").iterdir())
+            if pid != os.getpid() and any(link.startswith(f"{path}/") for link in links):
+                found.append(pid)
+    return found

@@ -1,0 +1,89 @@
+"""What tests share: a machine state of their own, and trials that run in this process."""
+
+import os
+import shutil
+import subprocess
+import uuid
+
+import pytest
+
+from tasks import workloads
+from tasks.lease import Lease
+from tasks.spec import TrialSpec
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what this machine does not allow, and say why."""
+    for item in items:
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        if item.get_closest_marker("gpu") and not shutil.which("nvidia-smi"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """A state folder of the test's own, so that no sweep's leases and locks are touched."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    monkeypatch.setenv("OFFLOAD_SWEEP_STATE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def left_behind(state):
+    """Return what this test's trials have left on the machine: mounts, loop devices, tracing instances, files."""
+
+    def look():
+        mounts = [line for line in open("/proc/mounts") if str(state) in line or "offload-sweep-t-" in line]
+        loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout
+        ours = [line for line in loops.splitlines() if str(state) in line or "offload-sweep-t-" in line]
+        instances = [n for n in os.listdir("/sys/kernel/tracing/instances") if n.startswith("offload-sweep-t-")]
+        attempts = os.listdir(state / "attempts") if (state / "attempts").exists() else []
+        images = [n for n in [*os.listdir(state), *os.listdir("/dev/shm")] if n.startswith("offload-sweep-t-")]
+        return mounts + ours + instances + attempts + images
+
+    return look
+
+
+def trial_config(tracer="ftrace", fs="xfs", backing="tmpfs", workload=None, **changes):
+    """Return a trial's resolved configuration, small unless changed."""
+    storage = {
+        "kind": "loop",
+        "fs": fs,
+        "path": None,
+        "backing": backing,
+        "image_size": "384MiB",
+        "mkfs_options": [],
+        "mount_options": [],
+        "queue": {"max_sectors_kb": 128, "read_ahead_kb": None},
+    }
+    config = {
+        "workload": workload or {"kind": "pattern"},
+        "storage": storage | changes.pop("storage", {}),
+        "trace": {"tracer": tracer, "buffer_size": "4MiB", "sample_interval_ms": 50} | changes.pop("trace", {}),
+        "limits": {"time_limit_s": 60} | changes.pop("limits", {}),
+    }
+    assert not changes
+    return config
+
+
+def trial_spec(config, **fields):
+    """Return the specification of a trial with this configuration."""
+    token = f"t-{uuid.uuid4().hex[:8]}"
+    return TrialSpec("test", "a=1,rep=1", "a-1_rep-1-000000", {"a": 1}, 1, 1, token, config, {"plan": "x"}, **fields)
+
+
+@pytest.fixture
+def run_here(state, monkeypatch):
+    """Return a function that runs a trial in this process and returns its record and its folder of files."""
+    from tasks.trial import run_trial, spool_of
+
+    monkeypatch.setitem(workloads.WORKLOADS, "pattern", "tests.pattern_workload")
+
+    def run(config, announce=lambda text: None):
+        spec = trial_spec(config)
+        lease = Lease.take(spec.token)
+        return run_trial(spec, lease, announce), spool_of(lease)
+
+    return run
