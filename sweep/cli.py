@@ -14,6 +14,7 @@ from sweep.errors import UserError
 from sweep.placement import Placement, needs, place_all
 from sweep.plan import Grid
 from tasks import workloads
+from tasks.units import format_bytes, parse_bytes
 
 EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED = 0, 2, 3, 130
 
@@ -134,7 +135,7 @@ def _wanted(placement: Placement) -> str:
     storage = placement.config["storage"]
     room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(placement.config).space_bytes()
     gpu = ["gpu"] if placement.gpus and "gpu" not in names else []
-    return f"{', '.join([*names, *gpu])}; {room} of disk"
+    return f"{', '.join([*names, *gpu])}; {format_bytes(parse_bytes(room))} of disk"
 
 
 def print_keys() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sweep import interrupt, session
@@ -29,6 +31,8 @@ _ENVIRONMENT = {
 _STORE_BYTES = 256 << 20
 
 _PROBE_LIMIT_S = 60.0
+_CONNECT_LIMIT_S = 5.0
+_HEAD_HINT = 'start one with: ray start --head --resources="$(python -m sweep.node)"'
 
 
 def here() -> Node:
@@ -58,6 +62,10 @@ def local(node: Node) -> Iterator[list[Node]]:
 @contextmanager
 def joined(address: str) -> Iterator[list[Node]]:
     """Connect to the cluster at `address` and provide its nodes that can run trials."""
+    _check_reachable(address)
+    if _has_token():
+        # A head that finds a token demands it; a driver sends it only when told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     with _ray(f"--address {address}: no Ray cluster answers", address=address):
         yield _nodes()
 
@@ -78,6 +86,25 @@ def _ray(trouble: str, **options: Any) -> Iterator[Any]:
     finally:
         with interrupt.deferred():
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse within seconds an address that nothing listens on: Ray would try it for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        raise ClusterError(f"--address {address}: write HOST:PORT, as `ray start --head` printed it, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_S).close()
+    except (OSError, OverflowError) as e:
+        raise ClusterError(f"--address {address}: no Ray cluster answers ({e})\n  {_HEAD_HINT}") from None
+
+
+def _has_token() -> bool:
+    """Say whether this user has a token of Ray's (docs.ray.io, token authentication)."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return "RAY_AUTH_TOKEN" in os.environ or Path(named or Path.home() / ".ray" / "auth_token").exists()
 
 
 def _nodes() -> list[Node]:

@@ -387,7 +387,7 @@ def _check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str)
             raise ConfigError(source, where, "has no value yet: ??? stands where one must be given")
         if is_dataclass(expected):
             if not isinstance(value, Mapping):
-                raise ConfigError(source, where, f"must hold keys, not {value!r}", f"its keys: {_keys(expected)}")
+                raise ConfigError(source, where, f"must hold keys, not {_shown(value)}", f"its keys: {_keys(expected)}")
             _check_shape(source, expected, value, f"{where}.")  # type: ignore[arg-type]
         elif get_origin(expected) is dict:
             if not isinstance(value, Mapping):

@@ -78,10 +78,11 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     ]
     storage = storage_of(dict(config))
     ground = _ground(storage, node.offer)
-    if ground is None:
-        obstacles.append(f"storage.path: no filesystem of a drive holds {storage.path or node.offer.state_dir}")
-    elif storage.path and node.offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
+    # Of another machine's folders nothing is known here; there the trial itself says so.
+    if storage.path and node.offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
         obstacles.append(f"storage.path: {storage.path} is no folder on this node")
+    elif ground is None:
+        obstacles.append(f"storage.path: no filesystem of a drive holds {storage.path or node.offer.state_dir}")
     else:
         obstacles += _space_obstacles(storage, config, ground)
     if obstacles or ground is None:

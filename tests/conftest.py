@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -35,13 +36,13 @@ def left_behind(state):
     """Return what this test's trials have left on the machine: mounts, loop devices, tracing instances, files."""
 
     def look():
-        mounts = [line for line in open("/proc/mounts") if str(state) in line or "offload-sweep-t-" in line]
         loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout
-        ours = [line for line in loops.splitlines() if str(state) in line or "offload-sweep-t-" in line]
+        lines = Path("/proc/mounts").read_text().splitlines() + loops.splitlines()
+        ours = [line for line in lines if str(state) in line or "offload-sweep-t-" in line]
         instances = [n for n in os.listdir("/sys/kernel/tracing/instances") if n.startswith("offload-sweep-t-")]
         attempts = os.listdir(state / "attempts") if (state / "attempts").exists() else []
         images = [n for n in [*os.listdir(state), *os.listdir("/dev/shm")] if n.startswith("offload-sweep-t-")]
-        return mounts + ours + instances + attempts + images
+        return ours + instances + attempts + images
 
     return look
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tasks" / "jobs"))
-from phase_log import PhaseLog  # noqa: E402
+from phase_log import PhaseLog
 
 _FS_IOC_FIEMAP = 0xC020660B
 _FLAG_SYNC = 1

@@ -41,7 +41,7 @@ _SCRIPT = "requests.bt"
 _START_LIMIT_S = 60.0
 _BLOCK_BYTES = 16 << 20
 _LOST = re.compile(rb"[Ll]ost (\d+) events")
-_LEFT = re.compile(rb"@issued\[\d+\]: \((\d+), ")
+_LEFT = re.compile(rb"@issued\[-?\d+\]: \((\d+), ")
 _COLUMNS = {
     "tag": pa.string(),
     "issue_ns": pa.int64(),
