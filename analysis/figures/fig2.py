@@ -152,8 +152,9 @@ def _rows(means: pl.DataFrame) -> list[str]:
 
 
 def _size_scale(sizes: list[int]) -> alt.Scale:
-    """Return a log2 scale with a quarter of an octave free on each side."""
-    return alt.Scale(type="log", base=2, domain=[sizes[0] / 2**0.25, sizes[-1] * 2**0.25], nice=False)
+    """Return a log2 scale with room for half a label on each side."""
+    margin = 2 ** (0.25 + 0.07 * math.log2(sizes[-1] / sizes[0]))
+    return alt.Scale(type="log", base=2, domain=[sizes[0] / margin, sizes[-1] * margin], nice=False)
 
 
 def _size_axis(sizes: list[int]) -> alt.Axis:

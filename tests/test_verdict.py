@@ -1,0 +1,98 @@
+"""Verdicts: valid only where nothing was lost and all three byte counts agree; every doubt with its numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.verdict import Verdict
+
+MIB = 1 << 20
+EXPECTED = {"read": 64 * MIB, "write": 32 * MIB}
+MOVED = {"read": 65 * MIB, "write": 33 * MIB, "discard": 0}
+
+
+def judged(
+    faults: dict[str, int] | None = None,
+    expected: dict[str, int] | None = EXPECTED,
+    traced: dict[str, int] | None = MOVED,
+    counted: dict[str, int] = MOVED,
+    doubts: tuple[str, ...] = (),
+) -> Verdict:
+    return Verdict.of_trace(faults or {}, expected, traced, counted, doubts)
+
+
+def test_a_trace_without_a_flaw_is_valid() -> None:
+    assert judged({"lost": 0, "unmatched": 0, "blind": 0}) == Verdict("valid", [])
+
+
+def test_more_than_expected_is_what_a_filesystem_adds() -> None:
+    assert judged(expected={"read": 1, "write": 1}).state == "valid"
+
+
+def test_without_a_tracer_the_counters_alone_are_judged() -> None:
+    assert judged(traced=None).state == "valid"
+    assert judged(traced=None, counted={**MOVED, "read": 0}).state == "invalid"
+
+
+def test_without_an_expectation_trace_and_counters_are_judged() -> None:
+    assert judged(expected=None).state == "valid"
+    assert judged(expected=None, traced={**MOVED, "read": 0}).state == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("lost", "17 events were lost between kernel and tracer; raise trace.buffer_size"),
+        ("unmatched", "17 requests had an issue without a completion, or a completion without an issue"),
+        ("overtaken", "17 requests were issued to a sector that still had one in flight, and cannot be told apart"),
+        ("malformed", "17 entries of the trace could not be read"),
+    ],
+)
+def test_every_fault_of_the_tracer_is_a_reason(fault: str, words: str) -> None:
+    assert judged({fault: 17}) == Verdict("invalid", [words])
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_tracer_that_did_not_see_its_own_reads_was_not_live(missing: int) -> None:
+    (reason,) = judged({"blind": missing}).reasons
+    assert reason.startswith(f"{missing} of the tracer's own two control reads are missing: it was not live")
+
+
+def test_a_byte_missing_from_the_trace_is_named_exactly() -> None:
+    verdict = judged(traced={**MOVED, "write": 33 * MIB - 4096})
+    assert verdict == Verdict(
+        "invalid", ["the trace holds 34598912 bytes of writes, the device counted 34603008: 4 KiB missing"]
+    )
+
+
+def test_a_byte_too_many_in_the_trace_is_named_exactly() -> None:
+    verdict = judged(traced={**MOVED, "discard": 512})
+    assert verdict == Verdict(
+        "invalid", ["the trace holds 512 bytes of discards, the device counted 0: 512 B too many"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "words"),
+    [
+        ("read", "the job should read 64 MiB, the device saw 1.50 MiB: the page cache answered the rest"),
+        ("write", "the job should write 32 MiB, the device saw 1.50 MiB: the rest never reached the device"),
+    ],
+)
+def test_fewer_bytes_than_the_job_moved(op: str, words: str) -> None:
+    moved = {**MOVED, op: 3 * MIB // 2}
+    assert judged(traced=moved, counted=moved) == Verdict("invalid", [words])
+
+
+def test_doubts_of_the_workload_are_reasons() -> None:
+    assert judged(doubts=("3 loads were not cold",)) == Verdict("invalid", ["3 loads were not cold"])
+
+
+def test_all_reasons_are_told() -> None:
+    verdict = judged({"lost": 1, "unmatched": 2}, counted={"read": 0, "write": 0, "discard": 0}, doubts=("cold?",))
+    assert verdict.state == "invalid"
+    assert len(verdict.reasons) == 2 + 2 + 2 + 1
+
+
+def test_failed_keeps_its_reasons() -> None:
+    assert Verdict.failed("a", "b") == Verdict("failed", ["a", "b"])
