@@ -93,8 +93,12 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mappi
     states = [r["verdict"]["state"] for r in records.values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("valid", "invalid", "failed") if s in states)
     print(f"{total} trials: {counts}")
+    by_reason: dict[str, list[str]] = {}
     for name, reason in drawn["ruled_out"].items():
-        print(f"figure {name} is not drawn: {reason}")
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"not drawn: {names[0]}{more}: {reason}")
     print(f"figures: {_shown(Path(drawn['run']) / 'figures')}")
     print(f"report:  {_shown(Path(drawn['report']))}")
     return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS

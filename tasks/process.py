@@ -23,6 +23,14 @@ def die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _begin_afresh() -> None:
+    """Give a child its own death and default signals: Ray's workers block SIGINT, supervisors ignore it."""
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 def adopt_orphans() -> None:
     """Become the parent of every orphaned descendant (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -59,7 +67,7 @@ def child(
                 stderr=errors,
                 env=dict(environment),
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=_begin_afresh,
             )
         except OSError as e:
             raise TaskError(f"cannot start {argv[0]}: {e.strerror}") from e

@@ -134,6 +134,12 @@ def check_rerun(machine, run):
     assert (run / "report.html").exists()
 
 
+def test_bpftrace_under_ray(machine):
+    code, out, err = machine.run(*SMALL, "grid.storage.fs=[xfs]", "trace.tracer=bpftrace")
+    assert (code, err) == (0, "")
+    assert "1 trials: 1 valid" in out
+
+
 def test_sigint_keeps_what_is_finished_and_leaves_nothing_behind(machine):
     process = machine.start(*SMALL, "repeats=3")
     published = machine.latest() / "trials"
