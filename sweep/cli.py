@@ -13,6 +13,7 @@ from sweep import __version__, config, interrupt
 from sweep.errors import UserError
 from sweep.placement import Placement, needs, place_all
 from sweep.plan import Grid
+from sweep.progress import counted
 from tasks import workloads
 from tasks.units import format_bytes, parse_bytes
 
@@ -114,7 +115,8 @@ def dry_run(sweep: config.Sweep, plan: Grid, address: str | None) -> int:
     else:
         placements = place_all(plan.trials, [cluster.here()], sweep.source)
     cells = len(plan.trials) // sweep.repeats
-    print(f"{sweep.name}: {len(plan.trials)} trials, {cells} cells x {sweep.repeats} repeats")
+    shape = f"{counted(cells, 'cell')} x {counted(sweep.repeats, 'repeat')}"
+    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}, {shape}")
     if sweep.description:
         print(sweep.description)
     width = max(len(t.id) for t in plan.trials)

@@ -30,6 +30,11 @@ class Progress(Protocol):
         """Something else worth a line."""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 trial` or `6 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -44,7 +44,8 @@ def run_sweep(sweep: Sweep, plan: Grid, results: Path, address: str | None, argv
         session.clear_abandoned()
         for problem in lease.reap():
             print(f"sweep: an earlier sweep left this behind, and it cannot be removed: {problem}", file=sys.stderr)
-    print(f"{sweep.name}: {len(plan.trials)} trials; starting Ray" if address is None else f"joining {address}")
+    what = f"{sweep.name}: {progress.counted(len(plan.trials), 'trial')}"
+    print(f"{what}; {f'joining {address}' if address else 'starting Ray'}", flush=True)
     nodes_of: AbstractContextManager[list[Node]] = cluster.joined(address) if address else cluster.local(here)
     try:
         with nodes_of as nodes:
@@ -92,7 +93,7 @@ def _stop(scheduler: Any, actor: Any) -> None:
 def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mapping[str, Any]) -> int:
     states = [r["verdict"]["state"] for r in records.values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("valid", "invalid", "failed") if s in states)
-    print(f"{total} trials: {counts}")
+    print(f"{progress.counted(total, 'trial')}: {counts}")
     by_reason: dict[str, list[str]] = {}
     for name, reason in drawn["ruled_out"].items():
         by_reason.setdefault(reason, []).append(name)

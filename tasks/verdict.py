@@ -10,7 +10,7 @@ from tasks.units import format_bytes
 _FAULTS = {
     "lost": "events were lost between kernel and tracer; raise trace.buffer_size",
     "unmatched": "requests had an issue without a completion, or a completion without an issue",
-    "overtaken": "requests were issued to a sector that still had one in flight, and cannot be told apart",
+    "overtaken": "completions went unseen, or a sector was issued twice; use trace.tracer: ftrace",
     "malformed": "entries of the trace could not be read",
     "blind": "of the tracer's own two control reads are missing: it was not live from before the trial to after it",
 }

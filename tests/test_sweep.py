@@ -135,9 +135,9 @@ def check_rerun(machine, run):
 
 
 def test_bpftrace_under_ray(machine):
-    code, out, err = machine.run(*SMALL, "grid.storage.fs=[xfs]", "trace.tracer=bpftrace")
+    code, out, err = machine.run(*SMALL, "grid.storage.fs=[xfs]", "trace.tracer=bpftrace", "workload.sizes=[1MiB]")
     assert (code, err) == (0, "")
-    assert "1 trials: 1 valid" in out
+    assert "1 trial: 1 valid" in out
 
 
 def test_sigint_keeps_what_is_finished_and_leaves_nothing_behind(machine):
@@ -172,7 +172,7 @@ def test_what_a_killed_supervisor_leaves_is_cleared_by_the_next_sweep(machine):
             os.kill(int(line.split()[0]), signal.SIGKILL)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 3
-    assert "1 trials: 1 failed" in out
+    assert "1 trial: 1 failed" in out
     machine.run(*SMALL, "grid.storage.fs=[xfs]")
     assert machine.left() == set()
 
@@ -222,7 +222,7 @@ def test_a_running_cluster_is_used_and_left_running(machine, cluster):
     for _ in range(2):
         code, out, err = machine.run(*SMALL, "grid.storage.fs=[xfs]", "--address", cluster)
         assert (code, err) == (0, "")
-        assert "1 trials: 1 valid" in out
+        assert "1 trial: 1 valid" in out
     code, out, err = machine.run(*SMALL, "--address", cluster, "--dry-run")
     assert (code, err) == (0, "")
     assert f"on {os.uname().nodename}" in out

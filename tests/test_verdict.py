@@ -44,7 +44,7 @@ def test_without_an_expectation_trace_and_counters_are_judged() -> None:
     [
         ("lost", "17 events were lost between kernel and tracer; raise trace.buffer_size"),
         ("unmatched", "17 requests had an issue without a completion, or a completion without an issue"),
-        ("overtaken", "17 requests were issued to a sector that still had one in flight, and cannot be told apart"),
+        ("overtaken", "17 completions went unseen, or a sector was issued twice; use trace.tracer: ftrace"),
         ("malformed", "17 entries of the trace could not be read"),
     ],
 )
