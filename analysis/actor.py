@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ class AnalysisActor:
     def __init__(self, path: str) -> None:
         """Hold the run in the folder `path` of the head node."""
         self._store = RunStore(path)
-        self._board: dict[str, str] = {}
+        self._board: dict[str, tuple[str, float]] = {}
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """See `RunStore.create`."""
@@ -34,25 +35,32 @@ class AnalysisActor:
         """See `RunStore.receive`."""
         self._store.receive(slug, token, name, offset, piece)
 
-    def publish(
-        self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
         """See `RunStore.publish`."""
-        return self._store.publish(slug, token, record, files)
+        self._store.publish(slug, token, record, files)
 
-    def finish(self, fields: Mapping[str, Any], draw: bool) -> dict[str, Any]:
+    def published(self, slug: str, token: str) -> dict[str, Any] | None:
+        """See `RunStore.published`."""
+        return self._store.published(slug, token)
+
+    def finish(self, fields: Mapping[str, Any]) -> None:
         """See `RunStore.finish`."""
-        return self._store.finish(fields, draw)
+        self._store.finish(fields)
+
+    def draw(self) -> dict[str, Any]:
+        """See `RunStore.draw`."""
+        return self._store.draw()
 
     @ray.method(concurrency_group="board")  # type: ignore[untyped-decorator]
     def note(self, token: str, text: str) -> None:
-        """Write on the board what the attempt `token` does now."""
-        self._board[token] = text
+        """Write on the board what the attempt `token` does now; writing the same again says that it lives."""
+        self._board[token] = (text, time.monotonic())
 
     @ray.method(concurrency_group="board")  # type: ignore[untyped-decorator]
-    def notes(self) -> dict[str, str]:
-        """Return the board: what each attempt does now."""
-        return dict(self._board)
+    def notes(self) -> dict[str, tuple[str, float]]:
+        """Return the board: what each attempt does now, and how many seconds ago it said so."""
+        now = time.monotonic()
+        return {token: (text, now - since) for token, (text, since) in self._board.items()}
 
 
 def start(path: str) -> Any:

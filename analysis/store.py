@@ -29,6 +29,7 @@ class RunStore:
         self._path = Path(path)
         self._record: dict[str, Any] = {}
         self._attempts: dict[str, str] = {}
+        self._published: dict[str, str] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
@@ -64,10 +65,8 @@ class RunStore:
             f.truncate()
             f.write(piece)
 
-    def publish(
-        self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """Check the received files, publish the trial, refresh the summary; return verdict and summary rows.
+    def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
+        """Check the received files, publish the trial, refresh the summary.
 
         `files` lists name, size_bytes and sha256 as the node saw them. The folder appears at once, with `trial.json`
         the last file in it; what an earlier attempt published moves to `superseded/`.
@@ -77,22 +76,34 @@ class RunStore:
         for file in files:
             _verify(folder / _checked(file["name"]), file)
         write_bytes(folder / "trial.json", json.dumps(record, indent=1).encode())
+        for path in (folder / "trial.json", *(folder / file["name"] for file in files), folder):
+            _sync(path)
         final = self._path / "trials" / slug
         if final.exists():
-            old = self._path / "superseded" / f"{slug}-{_attempt_of(final)}"
+            old = self._path / "superseded" / f"{slug}-{self._published.get(slug, 'earlier')}"
             old.parent.mkdir(exist_ok=True)
             final.rename(old)
         folder.rename(final)
-        _sync_folder(final.parent)
+        _sync(final.parent)
+        self._published[slug] = token
         self._rows[slug] = metrics.summarise(final)
         summary.write_rows((row for rows in self._rows.values() for row in rows), self._path / "summary.parquet")
-        return {"verdict": record["verdict"], "rows": len(self._rows[slug]), "folder": str(final)}
 
-    def finish(self, fields: Mapping[str, Any], draw: bool) -> dict[str, Any]:
-        """Close the run: drop what never became a trial, set fields of `run.json`, draw figures and report."""
+    def published(self, slug: str, token: str) -> dict[str, Any] | None:
+        """Return the record that the attempt `token` published of the trial `slug`, or None where it did not."""
+        if self._published.get(slug) != token:
+            return None
+        record: dict[str, Any] = json.loads((self._path / "trials" / slug / "trial.json").read_text())
+        return record
+
+    def finish(self, fields: Mapping[str, Any]) -> None:
+        """Close the run: drop what never became a trial, set fields of `run.json`."""
         shutil.rmtree(self._path / "incoming", ignore_errors=True)
         self.update(fields)
-        return draw_run(self._path) if draw else {"run": str(self._path)}
+
+    def draw(self) -> dict[str, Any]:
+        """Draw figures and report; see `analysis.drawing.draw_run`."""
+        return draw_run(self._path)
 
     def _incoming(self, slug: str, token: str) -> Path:
         if self._attempts.get(slug) != token:
@@ -116,12 +127,8 @@ def _verify(path: Path, file: Mapping[str, Any]) -> None:
         raise AnalysisError(f"{file['name']} arrived damaged: its SHA-256 is not the node's")
 
 
-def _attempt_of(folder: Path) -> int:
-    return int(json.loads((folder / "trial.json").read_text())["attempt"])
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from sweep import __version__, config, interrupt
-from sweep.errors import UserError
+from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
 from sweep.placement import Placement, needs, place_all
 from sweep.plan import Grid
 from sweep.progress import counted
 from tasks import workloads
+from tasks.errors import TaskError
 from tasks.units import format_bytes, parse_bytes
-
-EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 _DESCRIPTION = """\
 Run a sweep: every combination of its axes, each repeat a trial under a block-layer tracer, on nodes that really have
@@ -82,11 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_intermixed_args(arguments)
         return _run(args, arguments)
-    except UserError as e:
+    except (UserError, TaskError) as e:
         print(f"sweep: {e}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone, as under `| head`; what Python still holds for it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INTERRUPTED
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sweep import interrupt, session
-from sweep.errors import ClusterError
+from sweep.errors import ClusterError, first_line
 from sweep.placement import SLOT, Node, resources_of
 from sweep.plan import code_hash
 from tasks import machine
@@ -74,14 +74,14 @@ def joined(address: str) -> Iterator[list[Node]]:
 def _ray(trouble: str, **options: Any) -> Iterator[Any]:
     """Hold a connection to Ray; raise ClusterError, `trouble` first, where there is none to be had."""
     os.environ |= _ENVIRONMENT
+    import ray
+
     try:
         with interrupt.deferred():
-            import ray
-
             try:
                 ray.init(log_to_driver=False, logging_level="ERROR", **options)
             except (ConnectionError, RuntimeError, ValueError) as e:
-                raise ClusterError(f"{trouble}: {_first_line(e)}") from None
+                raise ClusterError(f"{trouble}: {first_line(e)}") from None
         yield ray
     finally:
         with interrupt.deferred():
@@ -122,15 +122,27 @@ def _nodes() -> list[Node]:
             answer = ray.get(task.remote(), timeout=_PROBE_LIMIT_S)
         except ray.exceptions.RayError as e:
             name = entry["NodeManagerHostname"]
-            raise ClusterError(f"node {name} does not answer: {_first_line(e)}; is offload-sweep installed?") from None
+            raise ClusterError(f"node {name} does not answer: {first_line(e)}; is offload-sweep installed?") from None
         if answer["code"] != code_hash():
             name = answer["offer"]["hostname"]
             raise ClusterError(f"node {name} has other code than this machine: install the same version on both")
-        found.append(Node(Offer.from_json(answer["offer"]), entry["NodeID"]))
+        offer = Offer.from_json(answer["offer"])
+        _drop_unannounced(offer, entry["Resources"])
+        found.append(Node(offer, entry["NodeID"]))
     if not found:
         hint = 'start nodes with: ray start --address=HEAD --resources="$(python -m sweep.node)"'
         raise ClusterError(f"no node of the cluster offers a {SLOT}\n  {hint}")
     return found
+
+
+def _drop_unannounced(offer: Offer, announced: Mapping[str, float]) -> None:
+    """Take from an offer what the node's Ray was not told of when it started: a task that asks for it would wait."""
+    late = 'its Ray does not know of it: restart that with --resources="$(python -m sweep.node)"'
+    for name in list(offer.capabilities):
+        if ("GPU" if name == "gpu" else name) not in announced:
+            offer.capabilities.remove(name)
+            offer.missing[name] = late
+    offer.places = [p for p in offer.places if all(f"drive:{d}" in announced for d in p.drives)]
 
 
 def pinned(node_id: str) -> Any:
@@ -138,7 +150,3 @@ def pinned(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

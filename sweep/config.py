@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, errors
 
 from analysis.figures import FIGURES
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, first_line
 from tasks import workloads
 from tasks.files import conf_dir
 from tasks.spec import FILESYSTEMS, SMALLEST_IMAGE_BYTES, Backing, Limits, Storage, StorageKind, Trace, key, storage_of
@@ -27,6 +27,9 @@ _FILESYSTEM_BYTES = 80 << 20
 
 #: More repeats than this are a slip of the hand.
 _MOST_REPEATS = 10_000
+
+#: Options of mkfs and mount by which a filesystem takes further devices (mkfs.xfs(8), mke2fs(8), btrfs(5)).
+_OTHER_DEVICE = re.compile(r"\b(device|logdev|rtdev|journal_path|journal_dev|name)\s*=")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -130,7 +133,9 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         base_file = file.parent / base
         if not base_file.is_file():
             raise ConfigError(str(file), "extends", f"no such file: {base}", f"looked for {base_file}")
-        merged = _merge(merged, _with_bases(base_file, (*above, file.resolve())))
+        base_keys = _with_bases(base_file, (*above, file.resolve()))
+        base_keys.pop("name", None)  # a sweep's results have a folder of its own name
+        merged = _merge(merged, base_keys)
     return _merge(merged, own)
 
 
@@ -149,7 +154,7 @@ def _read(file: Path) -> dict[str, Any]:
         at = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{file}{at}", None, f"is no valid YAML: {e.problem or e.context}") from None
     except (yaml.YAMLError, errors.OmegaConfBaseException, TypeError, ValueError, RecursionError) as e:
-        raise ConfigError(str(file), None, f"is no valid YAML: {_first_line(e)}") from None
+        raise ConfigError(str(file), None, f"is no valid YAML: {first_line(e)}") from None
     if not value:
         raise ConfigError(str(file), None, "is empty", "a sweep needs at least: workload: {kind: tensor_io}")
     if not isinstance(value, dict):
@@ -181,12 +186,11 @@ def _override(raw: dict[str, Any], text: str) -> None:
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {value_text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
     except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError) as e:
-        problem = e.problem if isinstance(e, yaml.MarkedYAMLError) and e.problem else _first_line(e)
+        problem = e.problem if isinstance(e, yaml.MarkedYAMLError) and e.problem else first_line(e)
         raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {problem}") from None
-    if path.startswith("grid."):
-        grid = raw.setdefault("grid", {})
-        if isinstance(grid, dict):
-            grid.update(_flattened({path.removeprefix("grid."): value}, ""))
+    if path.startswith("grid.") and isinstance(raw.get("grid") or {}, dict):
+        flat = dict(_flattened({path.removeprefix("grid."): value}, ""))
+        raw["grid"] = {**(raw.get("grid") or {}), **flat}
         return
     _set(raw, path, value)
 
@@ -314,9 +318,9 @@ def _resolved(source: str, value: dict[str, Any]) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(value), resolve=True)
     except errors.OmegaConfBaseException as e:
-        missing = re.match("Interpolation key '(.*)' not found", _first_line(e))
+        missing = re.match("Interpolation key '(.*)' not found", first_line(e))
         near = difflib.get_close_matches(missing[1], [path for path, _ in _flattened(value, "")], 1) if missing else ()
-        raise ConfigError(source, e.full_key, _first_line(e), f"did you mean {near[0]}?" if near else "") from None
+        raise ConfigError(source, e.full_key, first_line(e), f"did you mean {near[0]}?" if near else "") from None
     assert isinstance(resolved, dict)
     return {str(k): v for k, v in resolved.items()}
 
@@ -334,6 +338,11 @@ def _check_storage(source: str, config: dict[str, Any]) -> None:
         return
     if storage.fs not in FILESYSTEMS:
         raise ConfigError(source, "storage.fs", f"cannot make {storage.fs!r}", _nearest(storage.fs, FILESYSTEMS))
+    for name, options in (("mkfs_options", storage.mkfs_options), ("mount_options", storage.mount_options)):
+        for option in options:
+            if "/" in option or _OTHER_DEVICE.search(option):
+                text = f"{option!r} may name another device or file; a trial touches its own image only"
+                raise ConfigError(source, f"storage.{name}", text)
     if storage.backing is Backing.tmpfs and storage.path:
         raise ConfigError(source, "storage.path", "storage.backing=tmpfs has its own place; leave storage.path out")
     try:
@@ -370,7 +379,7 @@ def _typed(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> di
     except errors.OmegaConfBaseException as e:
         raise ConfigError(source, f"{prefix}{e.full_key or ''}", _type_problem(e)) from None
     except (TypeError, ValueError) as e:
-        raise ConfigError(source, prefix.rstrip(".") or None, _first_line(e)) from None
+        raise ConfigError(source, prefix.rstrip(".") or None, first_line(e)) from None
     assert isinstance(result, dict)
     return {str(k): v for k, v in result.items()}
 
@@ -488,7 +497,7 @@ def _shown(value: Any) -> str:
 
 
 def _type_problem(error: errors.OmegaConfBaseException) -> str:
-    text = _first_line(error)
+    text = first_line(error)
     for kind, words in (("Integer", "a whole number"), ("Boolean", "true or false"), ("Float", "a number")):
         if match := re.fullmatch(rf"Value '(.*)' of type '\w+' could not be converted to {kind}", text):
             return f"must be {words}, not {match[1]!r}"
@@ -499,7 +508,3 @@ def _type_problem(error: errors.OmegaConfBaseException) -> str:
     if text.startswith("Incompatible value 'None'"):
         return "must not be null"
     return text
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,8 @@
-"""What a user did that cannot be done: always one message, exit code 2, never a traceback."""
+"""How a sweep ends, and what a user did that cannot be done: one message, exit code 2, never a traceback."""
 
 from __future__ import annotations
+
+EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 
 class UserError(Exception):
@@ -28,3 +30,8 @@ class PlacementError(UserError):
 
 class ClusterError(UserError):
     """The Ray cluster cannot be reached."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none: what a message quotes of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

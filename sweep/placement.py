@@ -110,6 +110,10 @@ def _ground(storage: Storage, offer: Offer) -> Place | None:
 
 
 def _space_obstacles(storage: Storage, config: Mapping[str, Any], ground: Place) -> list[str]:
+    if ground.ram_backed and storage.path and storage.kind is StorageKind.loop:
+        return [f"storage.path: {ground.path} is in memory; leave it out and set storage.backing=tmpfs"]
+    if storage.kind is StorageKind.directory and not ground.drives:
+        return [f"storage.path: {ground.path} is {ground.fs}, on no block device: nothing there to count or trace"]
     if storage.kind is StorageKind.directory:
         needed, key = workloads.of_config(config).space_bytes(), "storage.path"
         wrong = [] if ground.fs == storage.fs else [f"storage.fs: {storage.path} is {ground.fs}, not {storage.fs}"]

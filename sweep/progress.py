@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -57,22 +57,24 @@ class Lines:
     def __init__(self, total: int, out: TextIO) -> None:
         """Count up to `total` trials on `out`."""
         self._total, self._out = total, out
-        self._begun, self._done = time.monotonic(), 0
+        self._begun, self._started = time.monotonic(), 0
 
     def _print(self, text: str) -> None:
-        print(f"[{_clock(time.monotonic() - self._begun)}] {text}", file=self._out, flush=True)
+        with suppress(OSError):  # whoever read it is gone; the sweep is not
+            print(f"[{_clock(time.monotonic() - self._begun)}] {text}", file=self._out, flush=True)
 
     def started(self, identity: str, where: str, attempt: int) -> None:
         """Print which trial runs where."""
+        self._started += attempt == 1
+        count = f"{self._started}/{self._total} " if attempt == 1 else ""
         again = f", attempt {attempt}" if attempt > 1 else ""
-        self._print(f"{self._done + 1}/{self._total} {identity} on {where}{again}")
+        self._print(f"{count}{identity} on {where}{again}")
 
     def phase(self, identity: str, text: str) -> None:
         """Print nothing: a log wants results."""
 
     def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
         """Print the verdict."""
-        self._done += not again
         for line in _result_lines(identity, state, reasons, log_tail, again):
             self._print(line)
 

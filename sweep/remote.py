@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from tasks.spec import TrialSpec
 _PIECE_BYTES = 8 << 20
 _PIECES_UNDER_WAY = 2
 
+#: How often to say that an attempt lives while the actor works on it.
+_SIGN_OF_LIFE_S = 10.0
+
 
 def probe() -> dict[str, Any]:
     """Clean up after dead attempts on this node and return what it offers, and which code it has."""
@@ -25,27 +29,33 @@ def probe() -> dict[str, Any]:
 
 def run_attempt(spec: TrialSpec, actor: Any) -> dict[str, Any]:
     """Run one attempt, publish it through `actor`, and return its record with the end of its log."""
-    lease.reap()
-    with launched(spec, lambda text: actor.note.remote(spec.token, text)) as outcome:
-        actor.note.remote(spec.token, "sending the trace")
-        _send(spec, outcome, actor)
-        actor.note.remote(spec.token, "analysis")
-        record = outcome.record
-        ray.get(actor.publish.remote(spec.slug, spec.token, record, outcome.files))
-        return {"record": record, "log_tail": outcome.log_tail}
+
+    def announce(text: str) -> None:
+        actor.note.remote(spec.token, text)
+
+    for problem in lease.reap():
+        announce(f"an earlier attempt's leftover cannot be removed: {problem}")
+    with launched(spec, announce) as outcome:
+        _send(spec, outcome, actor, announce)
+        published = actor.publish.remote(spec.slug, spec.token, outcome.record, outcome.files)
+        while not ray.wait([published], timeout=_SIGN_OF_LIFE_S)[0]:
+            announce("analysis")
+        ray.get(published)
+        return {"record": outcome.record, "log_tail": outcome.log_tail}
 
 
-def _send(spec: TrialSpec, outcome: Outcome, actor: Any) -> None:
+def _send(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:
     under_way: list[Any] = []
     for file in outcome.files:
         for offset, piece in _pieces(outcome.folder / file["name"]):
+            announce("sending the trace")
             if len(under_way) >= _PIECES_UNDER_WAY:
                 ray.get(under_way.pop(0))
             under_way.append(actor.receive.remote(spec.slug, spec.token, file["name"], offset, piece))
     ray.get(under_way)
 
 
-def _pieces(path: Path) -> Any:
+def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
     offset = 0
     with path.open("rb") as f:
         while piece := f.read(_PIECE_BYTES):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import os
 import platform
 import shutil
@@ -13,18 +12,18 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from analysis.schema import SCHEMA_VERSION
 from sweep import __version__, cluster, interrupt, progress, session
-from sweep.cli import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID
 from sweep.config import Sweep, as_yaml
-from sweep.errors import ConfigError
+from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.placement import Node, place_all
 from sweep.plan import Grid
 from tasks import lease
-from tasks.machine import package_versions
+from tasks.machine import package_versions, user_name
 
 #: Free space the results folder must have before anything starts.
 _LEAST_FREE_BYTES = 64 << 20
@@ -69,25 +68,48 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
         scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown)
         try:
             scheduler.run()
+            ray.get(actor.finish.remote({"state": "finished", "ended": _now()}))
             shown.say("drawing the figures")
-            drawn = ray.get(actor.finish.remote({"state": "finished", "ended": _now()}, True))
+            drawn = _draw(actor, folder)
         except KeyboardInterrupt:
-            shown.say("interrupted: cleaning up")
-            _stop(scheduler, actor)
-            print(f"interrupted; {len(scheduler.records)} of {len(plan.trials)} trials are kept in {_shown(folder)}")
-            if scheduler.records:
-                print(f"draw them with: python -m analysis {_shown(folder)}")
+            _stop(scheduler, actor, "interrupted")
+            shown.say("interrupted")
+            _tell_what_is_kept("interrupted", scheduler.records, len(plan.trials), folder)
             return EXIT_INTERRUPTED
+        except ray.exceptions.RayError as e:
+            _stop(scheduler, actor, "broken")
+            _tell_what_is_kept(f"stopped: {first_line(e)}", scheduler.records, len(plan.trials), folder)
+            return EXIT_TRIALS
     return _conclude(scheduler.records, len(plan.trials), drawn)
 
 
-def _stop(scheduler: Any, actor: Any) -> None:
+def _draw(actor: Any, folder: Path) -> dict[str, Any]:
+    """Draw figures and report; trouble with a picture is a message, for every trial is safe by now."""
+    import ray
+
+    try:
+        drawn: dict[str, Any] = ray.get(actor.draw.remote())
+    except ray.exceptions.RayTaskError as e:
+        again = f"once mended, draw it with: python -m analysis {_shown(folder)}"
+        print(f"sweep: the report cannot be drawn: {first_line(e.cause or e)}\n  {again}", file=sys.stderr)
+        return {"run": str(folder), "report": None, "ruled_out": {}}
+    return drawn
+
+
+def _stop(scheduler: Any, actor: Any, state: str) -> None:
     """Cancel and clean up; further interrupts wait until that is done."""
     import ray
 
     interrupt.ignore()
     scheduler.stop()
-    ray.get(actor.finish.remote({"state": "interrupted", "ended": _now()}, False))
+    with suppress(ray.exceptions.RayError):
+        ray.get(actor.finish.remote({"state": state, "ended": _now()}))
+
+
+def _tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder: Path) -> None:
+    print(f"{why}; {len(records)} of {progress.counted(total, 'trial')} are kept in {_shown(folder)}")
+    if records:
+        print(f"draw them with: python -m analysis {_shown(folder)}")
 
 
 def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mapping[str, Any]) -> int:
@@ -101,7 +123,8 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mappi
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"not drawn: {names[0]}{more}: {reason}")
     print(f"figures: {_shown(Path(drawn['run']) / 'figures')}")
-    print(f"report:  {_shown(Path(drawn['report']))}")
+    if drawn["report"]:
+        print(f"report:  {_shown(Path(drawn['report']))}")
     return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
 
 
@@ -129,7 +152,7 @@ def _new_folder(results: Path, name: str) -> Path:
 
 def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], argv: Sequence[str]) -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "sweep": sweep.name,
         "run_id": folder.name,
         "description": sweep.description,
@@ -137,7 +160,7 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], argv:
         "started": _now(),
         "ended": None,
         "state": "running",
-        "user": getpass.getuser(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "cwd": str(Path.cwd()),
         "git": _git_state(),

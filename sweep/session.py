@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,13 +54,20 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_rays(process: Path) -> bool:
+    """Say whether a process (its folder in /proc) is this user's and runs our interpreter or a program of Ray's."""
+    program = os.readlink(process / "exe")
+    ours = program == os.path.realpath(sys.executable) or "/ray/core/" in program
+    return ours and process.stat().st_uid == os.getuid()
+
+
 def _users_of(path: Path) -> list[int]:
-    """Return the pids of the processes, other than this one, that have a file below `path` open."""
+    """Return the pids of Ray's processes that have a file below `path` open."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
         with suppress(OSError):
             links = (os.readlink(link) for link in (process / "fd").iterdir())
-            if pid != os.getpid() and any(link.startswith(f"{path}/") for link in links):
+            if pid != os.getpid() and _is_rays(process) and any(link.startswith(f"{path}/") for link in links):
                 found.append(pid)
     return found

@@ -68,6 +68,11 @@ class Device:
         number = os.stat(path).st_rdev
         return cls.of_number(f"{os.major(number)}:{os.minor(number)}")
 
+    @classmethod
+    def of_name(cls, name: str) -> Device:
+        """Return the whole disk of this kernel name."""
+        return cls(name, (_SYS_BLOCK / name / "dev").read_text().strip())
+
     @property
     def number(self) -> int:
         """The kernel's own dev_t, as tracepoints carry it: major << 20 | minor (include/linux/kdev_t.h)."""
@@ -110,13 +115,12 @@ class Device:
         raise StorageError(f"{self.name} did not come to rest within {limit_s:.0f} s: other processes use it")
 
     def facts(self) -> dict[str, object]:
-        """Return what a reader needs to know of the device: size, model, logical block size."""
+        """Return what a reader needs to know of the device: size, logical block size."""
         whole = _whole_disk(self.dev)
         return {
             "name": self.name,
             "dev": self.dev,
             "size_bytes": int((_SYS_DEV / self.dev / "size").read_text()) * SECTOR_BYTES,
-            "model": _read(whole / "device" / "model") or "unknown",
             "logical_block_bytes": int(_read(whole / "queue" / "logical_block_size") or 0) or None,
         }
 
@@ -132,6 +136,26 @@ def _whole_disk(dev: str) -> Path:
     """Return the sysfs folder of the disk that `dev` is, or is a partition of."""
     folder = (_SYS_DEV / dev).resolve()
     return folder.parent if (folder / "partition").exists() else folder
+
+
+def request_device(dev: str) -> Device:
+    """Return the device whose requests carry the I/O of the filesystem on `major:minor`.
+
+    Block requests belong to whole disks, and device-mapper and md pass theirs on: below a partition or a volume it is
+    the disk. Raises StorageError where that is none, or more than one.
+    """
+    device = Device.of_number(dev)
+    disk = _whole_disk(device.dev)
+    below = sorted((disk / "slaves").iterdir()) if (disk / "slaves").is_dir() else []
+    if len(below) > 1:
+        names = ", ".join(s.name for s in below)
+        raise StorageError(f"{disk.name} lies on several drives ({names}): name a folder on a single one")
+    return request_device((below[0] / "dev").read_text().strip()) if below else Device.of_name(disk.name)
+
+
+def drive_model(drive: str) -> str:
+    """Return the model that a drive tells of itself, or `unknown`."""
+    return _read(_SYS_BLOCK / drive / "device" / "model") or "unknown"
 
 
 def leaf_drives(dev: str) -> tuple[str, ...]:
@@ -164,6 +188,16 @@ def queue_limits(device: Device) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def disk_sequence(name: str) -> str | None:
+    """Return the number that changes whenever other media come under this name (block/diskseq), or None."""
+    return _read(_SYS_BLOCK / name / "diskseq")
+
+
+def boot_id() -> str:
+    """Return the kernel's identity of this boot; monotonic clocks of two boots cannot be compared."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def write_queue(name: str, values: dict[str, str]) -> None:
     """Write queue settings of the whole disk `name`, as found in `/sys/block`."""
     for setting, value in values.items():
@@ -182,7 +216,8 @@ def limited_queue(device: Device, limits: QueueLimits, lease: Lease) -> Iterator
         return
     disk = _whole_disk(device.dev).name
     before = {k: _queue_file(device, k).read_text().strip() for k in wanted}
-    with lease.hold("queue", device=disk, values=before):
+    identity = {"diskseq": disk_sequence(disk), "boot_id": boot_id()}
+    with lease.hold("queue", device=disk, values=before, **identity):
         for name, value in wanted.items():
             _set_and_verify(disk, name, value)
         yield

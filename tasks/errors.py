@@ -9,7 +9,7 @@ class TaskError(Exception):
     TaskError
     ├── StorageError    the drive, filesystem or image is not what the trial asked for
     ├── TracerError     the tracer did not start, or did not say that it was live
-    └── WorkloadError   the offload job failed, hung, or did nothing
+    └── AsyncIOError    DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)
     """
 
 
@@ -19,10 +19,6 @@ class StorageError(TaskError):
 
 class TracerError(TaskError):
     """The tracer did not start, or did not say that it was live."""
-
-
-class WorkloadError(TaskError):
-    """The offload job failed, hung, or did nothing."""
 
 
 class Cancelled(BaseException):

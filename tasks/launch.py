@@ -32,6 +32,8 @@ class Outcome:
 def launched(spec: TrialSpec, announce: Callable[[str], None]) -> Iterator[Outcome]:
     """Run one attempt and provide its outcome; its files are gone when the body ends.
 
+    `announce` is told what the trial does, and the same again every few seconds while it lives.
+
     Raises TaskError where the trial's process died. Leaving early, by an exception too, stops the attempt and waits
     until it is cleaned up; if this process is killed, the supervisor cleans up by itself.
     """
@@ -59,10 +61,12 @@ def launched(spec: TrialSpec, announce: Callable[[str], None]) -> Iterator[Outco
 
 
 def _outcome(events: Any, announce: Callable[[str], None]) -> Outcome:
+    doing = "starting"
     for line in events:
         event = json.loads(line)
-        if event["event"] == "phase":
-            announce(event["text"])
+        if event["event"] in ("phase", "alive"):
+            doing = event.get("text", doing)
+            announce(doing)
         elif event["event"] == "finished":
             return Outcome(event["record"], Path(event["folder"]), event["files"], event["log_tail"])
         else:

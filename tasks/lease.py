@@ -7,6 +7,7 @@ else. Processes are recognised by the attempt's token in their environment.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import device
+from tasks.device import boot_id
 from tasks.state import state_dir
 
 #: Environment variable that every process of an attempt carries.
@@ -36,11 +38,6 @@ def process_start(pid: int) -> str | None:
         return None
     fields = stat[stat.rindex(")") + 2 :].split()
     return None if fields[0] == "Z" else fields[19]
-
-
-def boot_id() -> str:
-    """Return the kernel's identity of this boot; monotonic clocks of two boots cannot be compared."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Lease:
@@ -122,6 +119,12 @@ class Lease:
 
 def reap() -> list[str]:
     """Clean up after every attempt on this machine whose owner is gone; return what could not be undone."""
+    with (state_dir() / "reaping.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _reap()
+
+
+def _reap() -> list[str]:
     problems = []
     for folder in sorted((state_dir() / "attempts").glob("*")):
         lease = Lease.load(folder)
@@ -197,7 +200,9 @@ def _undo_folder(entry: dict[str, Any]) -> None:
 
 
 def _undo_queue(entry: dict[str, Any]) -> None:
-    if (Path("/sys/block") / entry["device"]).exists():
+    # After a reboot, or with other media under that name, the settings are somebody else's.
+    same = entry["boot_id"] == boot_id() and entry["diskseq"] == device.disk_sequence(entry["device"])
+    if same and (Path("/sys/block") / entry["device"]).exists():
         device.write_queue(entry["device"], entry["values"])
 
 

@@ -29,6 +29,33 @@ from tasks.storage import TMPFS_DIR
 _APT = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
 
+#: Filesystems that show the kernel's own things, not files.
+_NO_FILES = frozenset(
+    [
+        "proc",
+        "sysfs",
+        "devtmpfs",
+        "devpts",
+        "cgroup",
+        "cgroup2",
+        "tracefs",
+        "debugfs",
+        "securityfs",
+        "configfs",
+        "pstore",
+        "bpf",
+        "mqueue",
+        "hugetlbfs",
+        "autofs",
+        "binfmt_misc",
+        "efivarfs",
+        "fusectl",
+        "nsfs",
+        "rpc_pipefs",
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder where offload files could lie, and what is beneath it."""
@@ -73,7 +100,7 @@ def facts() -> dict[str, Any]:
     memory_kib = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     return {
         "hostname": socket.gethostname(),
-        "user": getpass.getuser(),
+        "user": user_name(),
         "kernel": platform.release(),
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
@@ -81,6 +108,14 @@ def facts() -> dict[str, Any]:
         "gpus": gpus(),
         "python": platform.python_version(),
     }
+
+
+def user_name() -> str:
+    """Return the name of this process's user, or the number of one that has no name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _cpu_model() -> str:
@@ -123,12 +158,12 @@ def offer() -> Offer:
 
 
 def _places() -> list[Place]:
-    """Return every mounted filesystem that has a drive below it, and tmpfs."""
+    """Return every mounted filesystem that could hold files, those without a drive below them too."""
     found = {}
     among = mounts()
     for path in dict.fromkeys(m.path for m in among):
         mount = mount_of(path, among)
-        if mount.fs != "tmpfs" and not mount.source.startswith("/dev/"):
+        if mount.fs in _NO_FILES:
             continue
         try:
             drives = leaf_drives(device_number(path))

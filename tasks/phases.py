@@ -26,6 +26,12 @@ class Report:
     done: bool = False
     malformed: int = 0
 
+    def doubts(self) -> list[str]:
+        """Return reasons why the report of a job that said it was done cannot be used."""
+        unfinished = [s.name for s in self.spans if s.end_ns is None]
+        found = [f"{self.malformed} lines of the job's phase log could not be read"] if self.malformed else []
+        return found + ([f"the job never ended its phase {', '.join(unfinished)}"] if unfinished else [])
+
 
 def read(path: Path, process: str) -> Report:
     """Return what the job `process` wrote to `path`. Lines that are no event are counted, never fatal."""

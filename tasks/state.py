@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tasks.errors import StorageError
+
 
 def state_dir() -> Path:
     """Return the node's state folder, made if it is missing.
@@ -18,7 +20,11 @@ def state_dir() -> Path:
         folder = Path("/var/lib/offload-sweep")
     else:
         folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "offload-sweep"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        text = f"cannot make the folder {folder} for this node's state: {e.strerror}; OFFLOAD_SWEEP_STATE names another"
+        raise StorageError(text) from None
     return folder.resolve()
 
 

@@ -28,7 +28,7 @@ from tasks.units import format_bytes, parse_bytes
 #: Where images with `backing: tmpfs` lie.
 TMPFS_DIR = Path("/dev/shm")
 
-#: Left free beside an image, so that a full disk is never the result of a trial.
+#: Left free beside an image, for the trace and whatever else grows on that disk meanwhile.
 SPARE_BYTES = 256 << 20
 
 
@@ -40,6 +40,14 @@ class Volume:
     device: Device
     mount: Mount
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def drive_facts(self) -> dict[str, Any]:
+        """Return the drive that requests end on; an image in memory is its own."""
+        if self.facts.get("backing") == Backing.tmpfs.name:
+            return {"drive": "memory", "drive_model": "tmpfs", "ram_backed": True}
+        drives = device.leaf_drives(self.device.dev)
+        models = ", ".join(device.drive_model(d) for d in drives)
+        return {"drive": ", ".join(drives), "drive_model": models, "ram_backed": False}
 
 
 def image_dir(storage: Storage) -> Path:
@@ -91,6 +99,9 @@ def _loop(storage: Storage, lease: Lease) -> Iterator[Volume]:
 
 
 def _make_image(storage: Storage, image: Path) -> dict[str, Any]:
+    in_memory = mount_of(image.parent).fs == "tmpfs"
+    if in_memory != (storage.backing is Backing.tmpfs):
+        raise StorageError(f"storage.backing: {image.parent.parent} is {'in memory' if in_memory else 'on a disk'}")
     size_bytes = parse_bytes(storage.image_size)
     free_bytes = shutil.disk_usage(image.parent).free
     if size_bytes + SPARE_BYTES > free_bytes:
@@ -147,7 +158,7 @@ def _directory(storage: Storage, lease: Lease) -> Iterator[Volume]:
     with lease.hold("folder", path=str(folder)):
         folder.mkdir(mode=0o700)
         (folder / MARKER).touch()
-        yield Volume(_offload_dir(folder), Device.of_number(device_number(folder)), mount, {})
+        yield Volume(_offload_dir(folder), device.request_device(device_number(folder)), mount, {})
 
 
 def flush(path: Path) -> None:

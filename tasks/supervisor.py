@@ -5,6 +5,7 @@ ends when its standard input closes: that is how it learns that its starter is g
 
     stdin   the trial's specification; end of file means: stop, clean up, go
     stdout  {"event": "phase", "text": ...}       what the trial does now
+            {"event": "alive"}                    it still does that
             {"event": "finished", "record": ..., "folder": ..., "files": [...], "log_tail": ...}
             {"event": "died", "reason": ...}      the trial's own process ended early
             end of file: nothing of the attempt is left on this machine
@@ -26,6 +27,9 @@ from tasks.process import adopt_orphans, die_with_parent, exit_in_words
 
 #: How long a trial may take to clean up after being told to stop.
 _GRACE_S = 20.0
+
+#: How often a trial that does not say anything is said to be alive.
+_HEARTBEAT_S = 10.0
 
 
 def main() -> None:
@@ -54,7 +58,11 @@ def _supervise(value: dict[str, Any], lease: Lease) -> None:
     if trial == 0:
         _run_in_child(value, lease)
     watched = os.pidfd_open(trial)
-    ready, _, _ = select.select([sys.stdin, watched], [], [])
+    ready: list[Any] = []
+    while not ready:
+        ready, _, _ = select.select([sys.stdin, watched], [], [], _HEARTBEAT_S)
+        if not ready:
+            _emit(event="alive")
     if watched not in ready:
         _stop(trial, watched)
         return

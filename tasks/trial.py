@@ -19,9 +19,9 @@ from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
 from tasks import machine, phases, tracers, workloads
-from tasks.device import leaf_drives
+from tasks.device import boot_id
 from tasks.errors import TaskError
-from tasks.lease import TOKEN_VARIABLE, Lease, boot_id
+from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
 from tasks.spec import TrialSpec, limits_of, storage_of, trace_of
@@ -45,18 +45,29 @@ def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, An
     """
     spool = spool_of(lease)
     (spool / "logs").mkdir(parents=True)
-    record = _blank_record(spec)
+    record = blank_record(spec)
+    record["node"] = dict(machine.facts())
+    record["clock"] = {"boot_id": boot_id(), "monotonic_to_utc_offset_ns": time.time_ns() - time.monotonic_ns()}
+    record["started"] = _utc_now()
     try:
         with _alone_on_this_machine(announce):
             record["started"] = _utc_now()
             _Trial(spec, lease, spool, announce, record).run()
     except TaskError as e:
-        record["verdict"] = vars(Verdict.failed(str(e)))
+        _fail(record, str(e))
     except Exception as e:  # noqa: BLE001 - one trial's trouble must not end the sweep
         (spool / "logs" / "trial.log").write_text(traceback.format_exc())
-        record["verdict"] = vars(Verdict.failed(f"{type(e).__name__}: {e} (see logs/trial.log)"))
+        _fail(record, f"{type(e).__name__}: {e} (see logs/trial.log)")
     record["ended"] = _utc_now()
     return record
+
+
+def _fail(record: dict[str, Any], reason: str) -> None:
+    """Record why a trial failed; trouble after its verdict, in the clean-up, does not undo what was measured."""
+    if record["verdict"] is None:
+        record["verdict"] = vars(Verdict.failed(reason))
+    else:
+        record["trouble_after"] = reason
 
 
 def spool_of(lease: Lease) -> Path:
@@ -68,7 +79,8 @@ def _utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def _blank_record(spec: TrialSpec) -> dict[str, Any]:
+def blank_record(spec: TrialSpec) -> dict[str, Any]:
+    """Return `trial.json` of an attempt of which nothing is known yet: every key, null where nobody knows."""
     return {
         "schema_version": SCHEMA_VERSION,
         "id": spec.id,
@@ -79,15 +91,15 @@ def _blank_record(spec: TrialSpec) -> dict[str, Any]:
         "fingerprint": dict(spec.fingerprint),
         "config": spec.config,
         "command": None,
-        "node": machine.facts(),
+        "node": {},
         "device": None,
         "storage": None,
         "tracer": None,
-        "clock": {"boot_id": boot_id(), "monotonic_to_utc_offset_ns": time.time_ns() - time.monotonic_ns()},
+        "clock": None,
         "verdict": None,
         "bytes": {"expected": None, "traced": None, "counted": None},
         "metrics": {},
-        "started": _utc_now(),
+        "started": None,
         "ended": None,
     }
 
@@ -118,10 +130,7 @@ class _Trial:
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
         with volume(storage, self._lease) as found:
-            self._record["device"] = found.device.facts() | {
-                "drive": ", ".join(leaf_drives(found.device.dev)),
-                "ram_backed": found.facts.get("backing") == "tmpfs",
-            }
+            self._record["device"] = found.device.facts() | found.drive_facts()
             self._record["storage"] = found.facts
             self._record["fingerprint"]["node"] = self._node_half(found)
             self._measure(found)
@@ -129,14 +138,15 @@ class _Trial:
     def _node_half(self, found: Volume) -> dict[str, Any]:
         """Return the half of the fingerprint that only the node knows."""
         node = self._record["node"]
-        unstable = ("image", "free_bytes")
+        # A RAM-backed image is its own drive, under whatever loop device was free.
+        unstable = ("image", "free_bytes", "drives")
         device = self._record["device"]
         return {
             "kernel": node["kernel"],
             "cpu": node["cpu"],
             "gpus": node["gpus"],
             "packages": machine.package_versions(self._workload.packages()),
-            "device": {k: device[k] for k in ("model", "logical_block_bytes", "drive", "ram_backed")},
+            "device": {k: device[k] for k in ("drive", "drive_model", "logical_block_bytes", "ram_backed")},
             "storage": {k: v for k, v in found.facts.items() if k not in unstable},
         }
 
@@ -176,7 +186,7 @@ class _Trial:
         if trouble or not report.done:
             verdict = Verdict.failed(*_job_reasons(trouble, report))
         else:
-            doubts = self._workload.doubts(report.spans)
+            doubts = [*report.doubts(), *self._workload.doubts(report.spans)]
             verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, counted, doubts)
         self._record["verdict"] = vars(verdict)
 

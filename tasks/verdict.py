@@ -11,6 +11,7 @@ _FAULTS = {
     "lost": "events were lost between kernel and tracer; raise trace.buffer_size",
     "unmatched": "requests had an issue without a completion, or a completion without an issue",
     "overtaken": "completions went unseen, or a sector was issued twice; use trace.tracer: ftrace",
+    "errors": "requests failed on the device, as the kernel's log will tell (dmesg)",
     "malformed": "entries of the trace could not be read",
     "blind": "of the tracer's own two control reads are missing: it was not live from before the trial to after it",
 }

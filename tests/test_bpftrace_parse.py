@@ -16,7 +16,7 @@ from tasks.spec import Trace
 from tasks.tracers import Capture, Window, bpftrace
 
 WINDOW = Window(100, 200)
-NO_FAULTS = {"lost": 0, "unmatched": 0, "overtaken": 0, "malformed": 0}
+NO_FAULTS = {"lost": 0, "unmatched": 0, "overtaken": 0, "malformed": 0, "errors": 0}
 START = b"Attaching 6 probes...\nB\t50\n"
 
 
@@ -79,7 +79,7 @@ def test_a_request_with_all_its_fields(tracer: bpftrace.Tracer) -> None:
         }
     ]
     assert capture.bytes == {"read": 0, "write": 4096, "discard": 0}
-    assert capture.faults == NO_FAULTS
+    assert capture.faults == {**NO_FAULTS, "errors": 1}
 
 
 def test_requests_come_out_by_issue_time(tracer: bpftrace.Tracer) -> None:

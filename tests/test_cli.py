@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweep import cli
+from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USER, EXIT_VALID
 from tasks.spec import FILESYSTEMS
 from tasks.tracers import TRACERS
 
@@ -37,7 +38,7 @@ def test_help_tells_of_every_option_and_exit_code() -> None:
     for option in ("CONF", "key=value", *(o for a in cli.parser()._actions for o in a.option_strings)):
         assert option in done.stdout
     codes = done.stdout.partition("exit codes")[2]
-    for code in (cli.EXIT_VALID, cli.EXIT_USER, cli.EXIT_TRIALS, cli.EXIT_INTERRUPTED):
+    for code in (EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED):
         assert re.search(rf"(^|\s){code}  \w", codes)
 
 

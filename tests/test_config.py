@@ -324,3 +324,17 @@ def test_every_key_is_documented() -> None:
         assert re.fullmatch(r".+, default .*: .{10,}", text)
         assert "<" not in text
         assert "typing" not in text
+
+
+def test_an_axis_of_the_command_line_joins_an_empty_grid(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("workload: {kind: tensor_io}\ngrid:\n")
+    sweep = config.load(str(file), ["grid.storage.fs=[xfs, ext4]"])
+    assert [axis.values for axis in sweep.axes] == [("xfs", "ext4")]
+
+
+def test_a_sweep_has_its_own_name_not_that_of_what_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\ndescription: d\nworkload: {kind: tensor_io}\n")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\n")
+    sweep = config.load(str(tmp_path / "own.yaml"))
+    assert (sweep.name, sweep.description) == ("own", "d")

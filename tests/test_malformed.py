@@ -150,6 +150,26 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         SMALL + f"storage: {{image_size: 9{'0' * 400}}}\n",
         ["storage.image_size: 9", "below 8 EiB"],
     ),
+    "mkfs on another device": (
+        SMALL + "storage: {mkfs_options: [/dev/nvme0n1]}\n",
+        ["storage.mkfs_options: '/dev/nvme0n1' may name another device"],
+    ),
+    "a journal on another device": (
+        SMALL + "storage: {mkfs_options: [-J, device=sdb]}\n",
+        ["storage.mkfs_options: 'device=sdb' may name another device"],
+    ),
+    "a mount with another device": (
+        SMALL + "storage: {mount_options: ['logdev=sdb']}\n",
+        ["storage.mount_options: 'logdev=sdb' may name another device"],
+    ),
+    "images in memory called a disk": (
+        SMALL + "storage: {path: /dev/shm}\n",
+        ["storage.path: /dev/shm is in memory", "storage.backing=tmpfs"],
+    ),
+    "an offload folder in memory": (
+        SMALL + "storage: {kind: directory, path: /dev/shm, fs: tmpfs}\n",
+        ["storage.path: /dev/shm is tmpfs, on no block device"],
+    ),
     "images in a folder that is not there": (
         SMALL + "storage: {path: /no/such/folder}\n",
         ["c.yaml: no node can run 1 of 1 trials", "storage.path: /no/such/folder is no folder"],

@@ -182,3 +182,13 @@ def test_the_follower_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
         told.append(follower.latest())
     assert [text for text in told if text] == ["load aio 4 KiB step 3", "x aio 4 KiB step 3"]
     assert told.index("load aio 4 KiB step 3") == len(json.dumps(BEGIN))
+
+
+def test_a_log_that_is_not_whole_is_doubted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(json.dumps(BEGIN) + "\nrubbish\n" + json.dumps({"event": "done"}) + "\n")
+    report = phases.read(path, "tensor_io")
+    assert report.done
+    unreadable, unfinished = report.doubts()
+    assert unreadable == "1 lines of the job's phase log could not be read"
+    assert unfinished == f"the job never ended its phase {BEGIN['name']}"

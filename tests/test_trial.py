@@ -119,6 +119,19 @@ def test_tensor_io_is_cold_and_complete(run_here):
         assert dict(attributes)["resident_pages"] == "0"
 
 
+def test_stores_without_fsync_are_valid_too(run_here):
+    workload = {"kind": "tensor_io", "sizes": ["1MiB"], "loops": 3, "tensor_devices": ["cpu"], "fsync": False}
+    record, _ = run_here(trial_config(workload=workload))
+    assert record["verdict"] == {"state": "valid", "reasons": []}
+
+
+def test_an_image_in_memory_is_never_called_a_disk(run_here):
+    record, _ = run_here(trial_config(backing="disk", storage={"path": "/dev/shm"}))
+    assert record["verdict"]["state"] == "failed"
+    assert "storage.backing: /dev/shm is in memory" in record["verdict"]["reasons"][0]
+    assert run_here(trial_config())[0]["device"]["ram_backed"]
+
+
 def test_without_a_tracer_bytes_are_still_counted(run_here):
     record, folder = run_here(trial_config("none", workload={"kind": "pattern", "pattern": PATTERN}))
     assert record["verdict"]["state"] == "valid"
@@ -162,3 +175,13 @@ def test_queue_limits_are_set_and_given_back(run_here):
     device = record["device"]["name"]
     with open(f"/sys/block/{device}/queue/max_sectors_kb") as f:
         assert f.read().strip() != "64"
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_are_measured_where_there_is_one(run_here):
+    workload = {"kind": "tensor_io", "sizes": ["1MiB", "64MiB"], "loops": 1, "tensor_devices": ["auto"]}
+    record, folder = run_here(trial_config(workload=workload))
+    assert record["verdict"] == {"state": "valid", "reasons": []}
+    phases = pl.read_parquet(folder / "phases.parquet").filter(pl.col("name").is_in(["store", "load"]))
+    devices = {(dict(a)["api"], dict(a)["tensor_device"]) for a in phases["attributes"]}
+    assert devices == {(api, device) for api in ("posix", "aio") for device in ("cpu", "cuda")}

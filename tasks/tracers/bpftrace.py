@@ -24,17 +24,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from analysis import schema
-from tasks.device import SECTOR_BYTES, Device
+from tasks.device import Device
 from tasks.errors import TracerError
 from tasks.files import bpftrace_script
 from tasks.lease import Lease
 from tasks.process import child, interrupt, log_tail, tool
-from tasks.sorting import SortedWriter
 from tasks.spec import Trace
 from tasks.tracers import Capture, Window
 from tasks.tracers.sentinel import read_first_page
 from tasks.tracers.tracefs import ensure_mounted
+from tasks.tracers.writer import RequestWriter
 from tasks.units import parse_bytes
 
 _SCRIPT = "requests.bt"
@@ -122,17 +121,11 @@ class Tracer:
         """Write the window's requests, sorted by issue time, and count what is missing."""
         faults = dict.fromkeys(("lost", "unmatched", "overtaken", "malformed"), 0)
         faults["lost"] += _lost_in(self._log)
-        moved = dict.fromkeys(schema.OPERATIONS, 0)
-        provenance = {"tracer": self.facts, "device": self._device.dev}
-        rows = 0
-        described = schema.described(schema.REQUESTS, provenance, ["issue", "completion"])
-        with SortedWriter(path, described, "issue_ns") as writer, self._output.open("rb") as f:
+        with RequestWriter(path, self.facts, self._device.dev) as writer, self._output.open("rb") as f:
             for block in _blocks(f):
-                table = _in_window(_parse(block, faults, window), window)
-                writer.write(_as_requests(table, self._device.dev, moved))
-                rows += table.num_rows
+                writer.write(_in_window(_parse(block, faults, window), window))
         self._output.unlink()
-        return Capture(rows, {op: moved[op] for op in ("read", "write", "discard")}, faults)
+        return writer.capture(faults)
 
 
 def _power_of_two(pages: int) -> int:
@@ -219,33 +212,3 @@ def _in_window(table: pa.Table, window: Window) -> pa.Table:
         pc.less(table["issue_ns"], window.end_ns),
     )
     return table.filter(inside)
-
-
-def _as_requests(table: pa.Table, dev: str, moved: dict[str, int]) -> pa.Table:
-    """Return `table` in the columns of `schema.REQUESTS`; add its bytes by operation to `moved`."""
-    rwbs = table["rwbs"].combine_chunks().dictionary_encode()
-    letters = pa.array([schema.operation(v) for v in rwbs.dictionary.to_pylist()], pa.string())
-    op = letters.take(rwbs.indices)
-    size_bytes = pc.multiply(table["sectors"], SECTOR_BYTES)
-    for name, total in zip(*_sums(op, size_bytes), strict=True):
-        moved[name] += total
-    n = table.num_rows
-    columns = {
-        "issue_ns": table["issue_ns"],
-        "complete_ns": table["complete_ns"],
-        "insert_ns": pa.nulls(n, pa.int64()),
-        "op": op,
-        "rwbs": table["rwbs"],
-        "sector": table["sector"],
-        "bytes": size_bytes,
-        "error": table["error"],
-        "dev": pa.repeat(dev, n),
-        "comm": table["comm"],
-        "pid": table["pid"],
-    }
-    return pa.table(columns)
-
-
-def _sums(op: pa.Array, size_bytes: pa.ChunkedArray) -> tuple[list[str], list[int]]:
-    grouped = pa.table({"op": op, "bytes": size_bytes}).group_by("op").aggregate([("bytes", "sum")])
-    return grouped["op"].to_pylist(), grouped["bytes_sum"].to_pylist()

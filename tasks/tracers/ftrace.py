@@ -18,17 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from analysis import schema
-from tasks.device import SECTOR_BYTES, Device
+from tasks.device import Device
 from tasks.errors import TracerError
 from tasks.lease import Lease
-from tasks.sorting import SortedWriter
 from tasks.spec import Trace
 from tasks.tracers import Capture, Window
 from tasks.tracers.pairing import COMPLETE, EVENT, ISSUE, REQUEUE, Pairing, Rows
 from tasks.tracers.ring_buffer import EventFormat, check_page_header, decode
 from tasks.tracers.sentinel import SECTOR, read_first_page
 from tasks.tracers.tracefs import TRACEFS, ensure_mounted
+from tasks.tracers.writer import RequestWriter
 from tasks.units import parse_bytes
 
 _EVENTS = {"block_rq_issue": ISSUE, "block_rq_complete": COMPLETE, "block_rq_requeue": REQUEUE}
@@ -94,25 +93,18 @@ class Tracer:
         faults = {"lost": self._lost, "unmatched": 0, "malformed": 0}
         stream = _Stream(self._raw, faults)
         pairing = Pairing()
-        moved = dict.fromkeys(schema.OPERATIONS, 0)
-        rows, seen = 0, [False] * len(self._sentinels)
-        described = schema.described(
-            schema.REQUESTS, {"tracer": self.facts, "device": self._device.dev}, ["issue", "completion"]
-        )
-        with SortedWriter(path, described, "issue_ns") as writer:
+        seen = [False] * len(self._sentinels)
+        with RequestWriter(path, self.facts, self._device.dev) as writer:
             for events in stream.chunks():
                 seen = [s or _shows(events, span) for s, span in zip(seen, self._sentinels, strict=True)]
                 joined = pairing.add(events)
                 inside = (joined.completion["t_ns"] > window.begin_ns) & (joined.issue["t_ns"] < window.end_ns)
-                table = _table(joined.issue[inside], joined.completion[inside], self._device.dev)
-                _add_bytes(table, moved)
-                writer.write(table)
-                rows += table.num_rows
+                writer.write(_table(joined.issue[inside], joined.completion[inside]))
             left = pairing.open[_within(pairing.open, window)]
-            writer.write(_table(left, None, self._device.dev))
+            writer.write(_table(left, None))
         faults["unmatched"] = len(left) + int(np.count_nonzero(_within(pairing.orphans, window)))
         faults["blind"] = seen.count(False)
-        return Capture(rows + len(left), {op: moved[op] for op in ("read", "write", "discard")}, faults)
+        return writer.capture(faults)
 
 
 def _within(events: Rows, window: Window) -> npt.NDArray[np.bool_]:
@@ -256,23 +248,17 @@ class _Stream:
         return out[known]
 
 
-def _table(issue: Rows, completion: Rows | None, dev: str) -> pa.Table:
-    """Return requests in the plain columns of `schema.REQUESTS`; without completions, as they were issued."""
+def _table(issue: Rows, completion: Rows | None) -> pa.Table:
+    """Return requests as `RequestWriter` takes them; without completions, as they were issued."""
     end = issue if completion is None else completion
     n = len(issue)
-    rwbs = _text(end["rwbs"]).dictionary_encode()
-    op = pa.array([schema.operation(v) for v in rwbs.dictionary.to_pylist()], pa.string()).take(rwbs.indices)
-    # Flushes have no place on the device: their key is not a sector.
     columns = {
         "issue_ns": pa.array(issue["t_ns"]),
         "complete_ns": pa.nulls(n, pa.int64()) if completion is None else pa.array(completion["t_ns"]),
-        "insert_ns": pa.nulls(n, pa.int64()),
-        "op": op,
         "rwbs": _text(end["rwbs"]),
-        "sector": pa.array(np.maximum(end["sector"], 0)),
-        "bytes": pa.array(end["sectors"] * SECTOR_BYTES),
+        "sector": pa.array(np.maximum(end["sector"], 0)),  # a flush is keyed by what is no sector
+        "sectors": pa.array(end["sectors"]),
         "error": pa.nulls(n, pa.int32()) if completion is None else pa.array(completion["error"]),
-        "dev": pa.repeat(dev, n),
         "comm": _text(issue["comm"]),
         "pid": pa.array(issue["pid"]),
     }
@@ -283,9 +269,3 @@ def _text(values: npt.NDArray[np.bytes_]) -> pa.Array:
     unique, inverse = np.unique(values, return_inverse=True)
     words = pa.array([v.decode(errors="replace") for v in unique.tolist()], pa.string())
     return words.take(pa.array(inverse))
-
-
-def _add_bytes(table: pa.Table, moved: dict[str, int]) -> None:
-    grouped = table.select(["op", "bytes"]).group_by("op").aggregate([("bytes", "sum")])
-    for op, total in zip(grouped["op"].to_pylist(), grouped["bytes_sum"].to_pylist(), strict=True):
-        moved[op] += total

@@ -8,8 +8,8 @@ import time
 
 from tasks.device import Device
 
-#: Sector and length of the read, in 512-byte sectors.
-SECTOR, SECTORS = 0, 8
+#: Where the read is.
+SECTOR = 0
 
 
 def read_first_page(device: Device) -> tuple[int, int]:

@@ -109,16 +109,27 @@ class Workload:
         return Job("tensor_io", [sys.executable, str(_JOB), str(path)])
 
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
-        """Return the tensor bytes of the finished loads and stores; a warm-up is one of each."""
+        """Return the tensor bytes of the finished loads and stores that must reach the device.
+
+        A warm-up is one of each. Without fsync a POSIX store may end in memory, and its file is gone before the next:
+        only the last of each tensor is sure to be written, ahead of its loads.
+        """
         read = write = 0
+        last: dict[tuple[str, int], int] = {}
         for span in spans:
+            moved = span.size_bytes or 0
             if span.end_ns is None:
                 continue
-            warm = int(span.attributes["size_bytes"]) if span.name == "warmup" else 0
-            moved = span.size_bytes or 0
-            read += moved if span.name == "load" else warm
-            write += moved if span.name == "store" else warm
-        return {"read": read, "write": write}
+            if span.name == "warmup":
+                read += int(span.attributes["size_bytes"])
+                write += int(span.attributes["size_bytes"])
+            elif span.name == "load":
+                read += moved
+            elif span.name == "store" and not self._config.fsync and span.attributes.get("api") == "posix":
+                last[span.attributes.get("tensor_device", ""), moved] = moved
+            elif span.name == "store":
+                write += moved
+        return {"read": read, "write": write + sum(last.values())}
 
     def doubts(self, spans: Sequence[Span]) -> list[str]:
         """Return a reason where loads were not cold."""
