@@ -267,7 +267,7 @@ def _axes(source: str, grid: Mapping[str, Any], kind: str) -> tuple[Axis, ...]:
     axes = []
     for path, values in grid.items():
         where = f"grid.{path}"
-        if path not in known:
+        if path not in known and path.rpartition(".")[0] not in _open_mappings(kind):
             raise ConfigError(source, where, "no such key to make an axis of", _nearest(path, known))
         if not isinstance(values, list):
             raise ConfigError(source, where, f"must be a list of values, not {values!r}")
@@ -285,6 +285,12 @@ def _axis_paths(kind: str) -> list[str]:
     sections: list[tuple[str, type]] = [("storage", Storage), ("trace", Trace), ("limits", Limits)]
     sections.append(("workload", workloads.load(kind).Config))
     return [path for section, cls in sections for path, _ in documented(cls, f"{section}.")]
+
+
+def _open_mappings(kind: str) -> list[str]:
+    """Return the keys of the workload that hold keys of the user's own, each of which can be an axis."""
+    hints = get_type_hints(workloads.load(kind).Config)
+    return [f"workload.{name}" for name, expected in hints.items() if str(expected).startswith("dict[")]
 
 
 def _workload_kind(source: str, raw: Mapping[str, Any]) -> str:

@@ -190,6 +190,8 @@ class Scheduler:
 
     def _close(self, running: _Running, record: Mapping[str, Any], log_tail: str, deserves_retry: bool) -> None:
         verdict = record["verdict"]
+        if record.get("trouble"):
+            self._progress.say(f"{running.trial.id}: {record['trouble']}")
         again = deserves_retry and running.spec.attempt < self._attempts
         if again:
             self._waiting.appendleft((running.trial, running.spec.attempt + 1))

@@ -26,17 +26,25 @@ class Sampler:
         self._interval_s = interval_ms / 1000
         self._rows: list[_Row] = []
         self._stop = threading.Event()
+        #: Why sampling ended early, in words, or None.
+        self.trouble: str | None = None
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Sample while the body runs."""
-        thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
+        thread = threading.Thread(target=self._guarded, name="sampler", daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._stop.set()
             thread.join()
+
+    def _guarded(self) -> None:
+        try:
+            self._loop()
+        except (OSError, ValueError, LookupError) as e:
+            self.trouble = f"sampling ended early: {type(e).__name__}: {e}"
 
     def _loop(self) -> None:
         base, cpu = self._device.counters(), _cpu_ticks()

@@ -67,7 +67,7 @@ def _fail(record: dict[str, Any], reason: str) -> None:
     if record["verdict"] is None:
         record["verdict"] = vars(Verdict.failed(reason))
     else:
-        record["trouble_after"] = reason
+        record["trouble"] = reason
 
 
 def spool_of(lease: Lease) -> Path:
@@ -170,6 +170,8 @@ class _Trial:
             window = Window(begin_ns, time.monotonic_ns())
         self._announce("reading the trace")
         sampler.write(self._spool / "samples.parquet", self._provenance)
+        if sampler.trouble:
+            self._record["trouble"] = sampler.trouble
         report = phases.read(self._phases_path, job.process)
         spans = [*report.spans, process_span, drain]
         phases.write(spans, self._spool / "phases.parquet", self._provenance)
@@ -183,7 +185,7 @@ class _Trial:
         self._record["metrics"] = report.metrics
         expected = self._workload.expected(report.spans)
         self._record["bytes"] = {"expected": expected, "traced": capture.bytes, "counted": counted}
-        if trouble or not report.done:
+        if trouble or report.errors or (self._workload.says_done and not report.done):
             verdict = Verdict.failed(*_job_reasons(trouble, report))
         else:
             doubts = [*report.doubts(), *self._workload.doubts(report.spans)]
@@ -230,8 +232,9 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> None:
 
 
 def _job_reasons(trouble: str | None, report: phases.Report) -> list[str]:
-    silent = "the job ended with exit code 0 without saying that it was done"
-    return [*report.errors, trouble or silent]
+    if report.errors and not trouble:
+        return report.errors
+    return [*report.errors, trouble or "the job ended with exit code 0 without saying that it was done"]
 
 
 def job_environment(token: str) -> dict[str, str]:

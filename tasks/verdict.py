@@ -46,6 +46,8 @@ class Verdict:
         reasons = [f"{n} {_FAULTS[kind]}" for kind, n in faults.items() if n]
         if traced is not None:
             reasons += [_differs(op, traced[op], counted[op]) for op in traced if traced[op] != counted[op]]
+        if expected is None and not any(counted.values()):
+            reasons.append("the job caused no I/O on the device")
         reasons += [_too_few(op, n, counted[op]) for op, n in (expected or {}).items() if counted[op] < n]
         reasons += doubts
         return cls("invalid" if reasons else "valid", reasons)

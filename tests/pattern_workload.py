@@ -20,6 +20,7 @@ class Config:
 class Workload:
     Config = Config
     figures = ()
+    says_done = True
 
     def __init__(self, config):
         self._config = config

@@ -209,7 +209,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
 #: Command lines after `python -m sweep`, beside a valid file `good.yaml`, and what the message must say.
 LINES: dict[str, tuple[list[str], list[str]]] = {
     "no file named": ([], ["name a sweep file", "quickstart.yaml"]),
-    "no such file": (["nope.yaml"], ["nope.yaml: no such file", "quickstart.yaml"]),
+    "no such file": (["nothing-like-it.yaml"], ["nothing-like-it.yaml: no such file", "fio.yaml, quickstart.yaml"]),
     "nearly the name of a file": (
         ["conf/quickstar.yaml"],
         ["quickstar.yaml: no such file", "mean conf/quickstart.yaml?"],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 #: Name in `workload.kind` to the module that holds a class `Workload`.
-WORKLOADS = {"tensor_io": "tasks.workloads.tensor_io"}
+WORKLOADS = {"tensor_io": "tasks.workloads.tensor_io", "command": "tasks.workloads.command"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Workload(Protocol):
 
     #: Figures worth drawing of such trials.
     figures: ClassVar[Sequence[str]]
+
+    #: Whether the job says that it is done; one that does not has failed even with exit code 0.
+    says_done: ClassVar[bool]
 
     def __init__(self, config: Any) -> None: ...
 

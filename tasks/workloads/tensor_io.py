@@ -49,6 +49,7 @@ class Workload:
 
     Config: ClassVar[type] = Config
     figures: ClassVar[Sequence[str]] = ("fig2", "bandwidth", "sizes")
+    says_done: ClassVar[bool] = True
 
     def __init__(self, config: _Config) -> None:
         """Take a configuration whose types are right."""
