@@ -31,6 +31,9 @@ _MOST_REPEATS = 10_000
 #: Options of mkfs and mount by which a filesystem takes further devices (mkfs.xfs(8), mke2fs(8), btrfs(5)).
 _OTHER_DEVICE = re.compile(r"\b(device|logdev|rtdev|journal_path|journal_dev|name)\s*=")
 
+#: No program of any use starts in less memory.
+_LEAST_MEMORY_BYTES = 4 << 20
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -315,8 +318,7 @@ def _checked_trial(source: str, value: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(source, f"workload.{problem.key}", problem.text)
     _check_storage(source, config)
     _check_trace(source, config["trace"])
-    if config["limits"]["time_limit_s"] < 1:
-        raise ConfigError(source, "limits.time_limit_s", "must be 1 or more seconds")
+    _check_limits(source, config["limits"])
     return config
 
 
@@ -360,6 +362,16 @@ def _check_storage(source: str, config: dict[str, Any]) -> None:
     if image_bytes < least:
         text = f"{format_bytes(image_bytes)} are too small: {storage.fs} and {format_bytes(needed)} of offload files"
         raise ConfigError(source, "storage.image_size", f"{text} need {format_bytes(least)}")
+
+
+def _check_limits(source: str, limits: Mapping[str, Any]) -> None:
+    if limits["time_limit_s"] < 1:
+        raise ConfigError(source, "limits.time_limit_s", "must be 1 or more seconds")
+    try:
+        if limits["memory"] is not None and parse_bytes(limits["memory"]) < _LEAST_MEMORY_BYTES:
+            raise ValueError(f"must be {format_bytes(_LEAST_MEMORY_BYTES)} or more: nothing starts in less")
+    except ValueError as e:
+        raise ConfigError(source, "limits.memory", str(e)) from None
 
 
 def _check_trace(source: str, trace: Mapping[str, Any]) -> None:

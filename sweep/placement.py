@@ -62,6 +62,8 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
         found["tmpfs"] = "storage.backing"
     if any(limit is not None for limit in vars(storage.queue).values()):
         found["root"] = "storage.queue"
+    if config["limits"]["memory"] is not None:
+        found["memory_limit"] = "limits.memory"
     if config["trace"]["tracer"] != "auto":
         found[f"tracer:{config['trace']['tracer']}"] = "trace.tracer"
     return found

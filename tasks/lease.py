@@ -220,10 +220,25 @@ def _undo_ftrace(entry: dict[str, Any]) -> None:
     folder.rmdir()
 
 
+def _undo_cgroup(entry: dict[str, Any]) -> None:
+    folder = Path(entry["path"])
+    for wait_s in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
+        time.sleep(wait_s)
+        if not folder.is_dir():
+            return
+        for pid in (folder / "cgroup.procs").read_text().split():
+            _kill(int(pid), signal.SIGKILL)
+        with suppress(OSError):
+            folder.rmdir()
+            return
+    folder.rmdir()
+
+
 _UNDO: dict[str, Callable[[dict[str, Any]], None]] = {
     "mount": _undo_mount,
     "loop": _undo_loop,
     "folder": _undo_folder,
     "queue": _undo_queue,
     "ftrace": _undo_ftrace,
+    "cgroup": _undo_cgroup,
 }

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import async_io
+from tasks import async_io, cgroup
 from tasks.device import leaf_drives
 from tasks.mounts import device_number, mount_of, mounts
 from tasks.spec import FILESYSTEMS
@@ -187,6 +187,7 @@ def _obstacles() -> dict[str, str | None]:
         "engine:async_io": None
         if async_io.is_built()
         else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
+        "memory_limit": cgroup.obstacle(),
         "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
     }
     for fs in FILESYSTEMS:

@@ -52,12 +52,23 @@ def tool(argv: Sequence[str], error: type[TaskError], timeout_s: float = 120) ->
 
 @contextmanager
 def child(
-    argv: Sequence[str], log: Path, environment: Mapping[str, str], output: Path | None = None
+    argv: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    output: Path | None = None,
+    cgroup_procs: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `argv` as a process group; end what is left of the group at the end.
 
-    Standard error goes to `log`, and so does standard output unless `output` names another file.
+    Standard error goes to `log`, and so does standard output unless `output` names another file. `cgroup_procs` is
+    the file by which the child enters a cgroup before anything of it runs.
     """
+
+    def begin() -> None:
+        if cgroup_procs is not None:
+            cgroup_procs.write_text("0")
+        _begin_afresh()
+
     with log.open("ab") as errors, (output or log).open("ab") as printed:
         try:
             process = subprocess.Popen(
@@ -67,9 +78,11 @@ def child(
                 stderr=errors,
                 env=dict(environment),
                 start_new_session=True,
-                preexec_fn=_begin_afresh,
+                preexec_fn=begin,
             )
-        except OSError as e:
+        except (OSError, subprocess.SubprocessError) as e:
+            if not isinstance(e, OSError):
+                raise TaskError(f"cannot start {argv[0]}: it cannot enter its cgroup") from e
             raise TaskError(f"cannot start {argv[0]}: {e.strerror}") from e
     try:
         yield process

@@ -77,6 +77,9 @@ class Limits:
     """When a trial is stopped."""
 
     time_limit_s: int = key(600, "a trial that runs longer is stopped and counted as failed")
+    memory: int | str | None = key(
+        None, "memory of the job with its page cache, by cgroup (needs root); null: no limit"
+    )
 
 
 @dataclass

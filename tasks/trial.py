@@ -13,12 +13,13 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
 from tasks import machine, phases, tracers, workloads
+from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import TaskError
 from tasks.lease import TOKEN_VARIABLE, Lease
@@ -28,6 +29,7 @@ from tasks.spec import TrialSpec, limits_of, storage_of, trace_of
 from tasks.state import state_dir
 from tasks.storage import Volume, flush, volume
 from tasks.tracers import Window
+from tasks.units import format_bytes, parse_bytes
 from tasks.verdict import Verdict
 from tasks.workloads import Job, Span
 
@@ -164,7 +166,12 @@ class _Trial:
             before = found.device.settle()
             begin_ns = time.monotonic_ns()
             with sampler.sampling():
-                trouble, process_span = self._run_job(job)
+                with self._memory_limit() as limit:
+                    trouble, process_span = self._run_job(job, limit)
+                    memory = limit.use() if limit else {}
+                    if limit and limit.oom_kills():
+                        size = format_bytes(limit.limit_bytes)
+                        trouble = f"the kernel killed the job: out of memory at limits.memory ({size})"
                 drain = self._drain(found)
             counted = found.device.settle().since(before)
             window = Window(begin_ns, time.monotonic_ns())
@@ -182,7 +189,7 @@ class _Trial:
             "end_ns": window.end_ns,
             **capture.faults,
         }
-        self._record["metrics"] = report.metrics
+        self._record["metrics"] = report.metrics | memory
         expected = self._workload.expected(report.spans)
         self._record["bytes"] = {"expected": expected, "traced": capture.bytes, "counted": counted}
         if trouble or report.errors or (self._workload.says_done and not report.done):
@@ -196,14 +203,19 @@ class _Trial:
     def _phases_path(self) -> Path:
         return self._spool / "phases.jsonl"
 
-    def _run_job(self, job: Job) -> tuple[str | None, Span]:
+    def _memory_limit(self) -> AbstractContextManager[MemoryLimit | None]:
+        limit = limits_of(self._spec.config).memory
+        return nullcontext() if limit is None else memory_limited(parse_bytes(limit), self._lease)
+
+    def _run_job(self, job: Job, limit: MemoryLimit | None) -> tuple[str | None, Span]:
         """Run the job to its end or its time limit; return what went wrong, in words, and its span."""
         log = self._spool / "logs" / f"{job.process}.log"
         environment = self._environment | {"OFFLOAD_SWEEP_PHASES": str(self._phases_path)} | job.environment
         limit_s = limits_of(self._spec.config).time_limit_s
         begin_ns = time.monotonic_ns()
         follower = phases.Follower(self._phases_path)
-        with child(job.argv, log, environment) as process:
+        procs = limit.procs if limit else None
+        with child(job.argv, log, environment, cgroup_procs=procs) as process:
             while process.poll() is None:
                 if time.monotonic_ns() - begin_ns > limit_s * 1_000_000_000:
                     break

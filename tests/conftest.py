@@ -63,7 +63,7 @@ def trial_config(tracer="ftrace", fs="xfs", backing="tmpfs", workload=None, **ch
         "workload": workload or {"kind": "pattern"},
         "storage": storage | changes.pop("storage", {}),
         "trace": {"tracer": tracer, "buffer_size": "4MiB", "sample_interval_ms": 50} | changes.pop("trace", {}),
-        "limits": {"time_limit_s": 60} | changes.pop("limits", {}),
+        "limits": {"time_limit_s": 60, "memory": None} | changes.pop("limits", {}),
     }
     assert not changes
     return config
