@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from analysis.schema import SCHEMA_VERSION
 from tasks import machine, phases, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
-from tasks.errors import TaskError
+from tasks.errors import StorageError, TaskError
 from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
 from tasks.spec import TrialSpec, limits_of, storage_of, trace_of
 from tasks.state import state_dir
 from tasks.storage import Volume, flush, volume
-from tasks.tracers import Window
+from tasks.tracers import Capture, Window
 from tasks.units import format_bytes, parse_bytes
 from tasks.verdict import Verdict
 from tasks.workloads import Job, Span
@@ -118,6 +119,18 @@ def _alone_on_this_machine(announce: Announce) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Observed:
+    """What a job's run showed: bytes counted by operation, what went wrong in words, memory use, spans of our own."""
+
+    window: Window
+    counted: dict[str, int]
+    trouble: str | None
+    doubts: list[str]
+    memory: dict[str, Any]
+    spans: list[Span]
+
+
 class _Trial:
     """The steps of one trial, filling in its record."""
 
@@ -162,41 +175,56 @@ class _Trial:
         sampler = Sampler(found.device, trace.sample_interval_ms)
         self._announce(f"starting tracer {trace.tracer}")
         with tracer.recording():
-            flush(found.offload_dir)
-            before = found.device.settle()
-            begin_ns = time.monotonic_ns()
-            with sampler.sampling():
-                with self._memory_limit() as limit:
-                    trouble, process_span = self._run_job(job, limit)
-                    memory = limit.use() if limit else {}
-                    if limit and limit.oom_kills():
-                        size = format_bytes(limit.limit_bytes)
-                        trouble = f"the kernel killed the job: out of memory at limits.memory ({size})"
-                drain = self._drain(found)
-            counted = found.device.settle().since(before)
-            window = Window(begin_ns, time.monotonic_ns())
+            seen = self._observe(found, job, sampler)
         self._announce("reading the trace")
         sampler.write(self._spool / "samples.parquet", self._provenance)
         if sampler.trouble:
             self._record["trouble"] = sampler.trouble
         report = phases.read(self._phases_path, job.process)
-        spans = [*report.spans, process_span, drain]
-        phases.write(spans, self._spool / "phases.parquet", self._provenance)
-        capture = tracer.write(window, self._spool / "requests.parquet")
+        phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
+        self._record["metrics"] = report.metrics | seen.memory
+        capture = tracer.write(seen.window, self._spool / "requests.parquet")
+        self._judge(report, seen, capture)
+
+    def _observe(self, found: Volume, job: Job, sampler: Sampler) -> _Observed:
+        """Run the job between two readings of the device's counters, with nothing in flight at either."""
+        flush(found.offload_dir)
+        before = found.device.settle()
+        begin_ns = time.monotonic_ns()
+        memory: dict[str, Any] = {}
+        with sampler.sampling():
+            with self._memory_limit() as limit:
+                trouble, process_span = self._run_job(job, limit)
+                if limit:
+                    memory = limit.use()
+                    if limit.oom_kills():
+                        size = format_bytes(limit.limit_bytes)
+                        trouble = f"the kernel killed the job: out of memory at limits.memory ({size})"
+            drain = self._drain(found)
+        doubts = []
+        try:
+            after = found.device.settle()
+        except StorageError as e:  # what was measured is worth keeping, with its doubt
+            after = found.device.counters()
+            doubts.append(str(e))
+        window = Window(begin_ns, time.monotonic_ns())
+        return _Observed(window, after.since(before), trouble, doubts, memory, [process_span, drain])
+
+    def _judge(self, report: phases.Report, seen: _Observed, capture: Capture) -> None:
+        """Fill in the three byte counts and the verdict."""
         self._record["tracer"] |= {
             "requests": capture.requests,
-            "begin_ns": window.begin_ns,
-            "end_ns": window.end_ns,
+            "begin_ns": seen.window.begin_ns,
+            "end_ns": seen.window.end_ns,
             **capture.faults,
         }
-        self._record["metrics"] = report.metrics | memory
         expected = self._workload.expected(report.spans)
-        self._record["bytes"] = {"expected": expected, "traced": capture.bytes, "counted": counted}
-        if trouble or report.errors or (self._workload.says_done and not report.done):
-            verdict = Verdict.failed(*_job_reasons(trouble, report))
+        self._record["bytes"] = {"expected": expected, "traced": capture.bytes, "counted": seen.counted}
+        if seen.trouble or report.errors or (self._workload.says_done and not report.done):
+            verdict = Verdict.failed(*_job_reasons(seen.trouble, report))
         else:
-            doubts = [*report.doubts(), *self._workload.doubts(report.spans)]
-            verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, counted, doubts)
+            doubts = [*seen.doubts, *report.doubts(), *self._workload.doubts(report.spans)]
+            verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, seen.counted, doubts)
         self._record["verdict"] = vars(verdict)
 
     @property
