@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, files in paths["figures"].items():
         reason = paths["ruled_out"].get(name)
         print(f"{files['html']}" + (f"  (not drawn: {reason})" if reason else ""))
-    print(paths["report"])
+    if paths["report"]:
+        print(paths["report"])
     return 0
 
 
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a sweep's folder (its latest run is taken)")
     parser.add_argument(
-        "--figures", metavar="A,B", help="draw just these, instead of what the sweep asked for (fig2, bandwidth, sizes)"
+        "--figures", metavar="A,B", help="draw just these and leave the report as it is (fig2, bandwidth, sizes)"
     )
     return parser
 

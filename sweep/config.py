@@ -92,7 +92,18 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
         _override(raw, text)
     if not raw.get("name"):
         raw["name"] = file.stem
-    return _checked(str(path), raw)
+    sweep = _checked(str(path), raw)
+    _refuse_lost_overrides(sweep, overrides)
+    return sweep
+
+
+def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str]) -> None:
+    """Refuse an override of a key that is an axis: every cell would set the key again."""
+    for text in overrides:
+        path, _, value = text.partition("=")
+        if path in {axis.path for axis in sweep.axes}:
+            hint = f"set its values instead: 'grid.{path}=[{value}]'"
+            raise ConfigError("command line", path, "is an axis of this sweep", hint)
 
 
 def find(path: str) -> Path:
@@ -439,7 +450,9 @@ def _check_list(source: str, where: str, value: Any, expected: Any) -> None:
     if isinstance(value, Mapping):
         raise ConfigError(source, where, f"must be a list, not {_shown(value)}")
     if not isinstance(value, list):
-        raise ConfigError(source, where, f"must be a list, such as [{value}], not {_shown(value)}")
+        words = value.split() if isinstance(value, str) else [value]
+        listed = ", ".join(f'"{w}"' if set(str(w)) & set("{}[],:#") else str(w) for w in words)
+        raise ConfigError(source, where, f"must be a list, such as [{listed}], not {_shown(value)}")
     for item in value:
         if item is None or not _fits(item, expected):
             raise ConfigError(source, where, f"holds {_shown(item)}; each entry must be {_type_name(expected)}")

@@ -58,6 +58,7 @@ class Lines:
         """Count up to `total` trials on `out`."""
         self._total, self._out = total, out
         self._begun, self._started = time.monotonic(), 0
+        self._told: set[str] = set()
 
     def _print(self, text: str) -> None:
         with suppress(OSError):  # whoever read it is gone; the sweep is not
@@ -71,7 +72,10 @@ class Lines:
         self._print(f"{count}{identity} on {where}{again}")
 
     def phase(self, identity: str, text: str) -> None:
-        """Print nothing: a log wants results."""
+        """Print what holds a trial up, once; a log wants results, not steps."""
+        if text.startswith("waiting") and identity not in self._told:
+            self._told.add(identity)
+            self._print(f"{identity}: {text}")
 
     def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
         """Print the verdict."""

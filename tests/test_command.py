@@ -30,7 +30,7 @@ def test_values_are_filled_in_and_never_evaluated():
 
 @pytest.mark.parametrize("text", ["{depht}", "{}", "{0}", "{offload_dir.__class__}", "{depth!r}", "{depth:>9}"])
 def test_what_is_no_value_is_refused_with_those_there_are(text):
-    ((key, words),) = problems(argv=["fio", text], values={"depth": 1})
+    ((key, words),) = problems(argv=["fio", "{depth}", text], values={"depth": 1})
     assert key == "argv"
     assert "valid: {offload_dir}, {depth}" in words
 
@@ -38,7 +38,9 @@ def test_what_is_no_value_is_refused_with_those_there_are(text):
 def test_other_mistakes_are_refused():
     assert problems() == [("argv", "must name a program and its arguments")]
     assert [key for key, _ in problems(argv=["x"], space="lots", expect_read="-1")] == ["space", "expect_read"]
-    assert [key for key, _ in problems(argv=["x"], values={"a": [1]})] == ["values.a"]
+    assert [key for key, _ in problems(argv=["x", "{a}"], values={"a": [1]})] == ["values.a"]
+    ((key, words),) = problems(argv=["dd", "bs={bs}"], values={"bs": 1, "bz": 2})
+    assert (key, words.split(":")[0]) == ("values.bz", "no argument uses it")
 
 
 def test_a_value_is_an_axis(tmp_path):

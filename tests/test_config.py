@@ -55,7 +55,7 @@ def test_every_key_has_its_default(file: Any) -> None:
     assert found["workload"] == {**vars(tensor_io.Config()), "kind": "tensor_io", "sizes": ["1MiB"]}
     assert found["storage"]["kind"] == "loop"
     assert found["storage"]["queue"] == {"max_sectors_kb": None, "read_ahead_kb": None}
-    assert found["limits"] == {"time_limit_s": 600}
+    assert found["limits"] == {"time_limit_s": 600, "memory": None}
     assert ids(sweep) == ["rep=1"]
 
 

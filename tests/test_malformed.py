@@ -228,6 +228,10 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "an override of a wrong type": (["good.yaml", "repeats=x"], ["repeats: must be a whole number, not 'x'"]),
     "an override below a value": (["good.yaml", "storage.fs.x=3"], ["storage.fs: must be text"]),
+    "an override of an axis": (
+        ["good.yaml", "grid.storage.fs=[ext4]", "storage.fs=xfs"],
+        ["command line: storage.fs: is an axis of this sweep", "'grid.storage.fs=[xfs]'"],
+    ),
     "an override of the bases": (["good.yaml", "extends=a.yaml"], ["command line: extends: belongs into a sweep file"]),
     "an override that empties an axis": (["good.yaml", "grid.storage.fs=[]"], ["grid.storage.fs: has no values"]),
     "an unknown option": (["good.yaml", "--dryrun"], ["unrecognized arguments: --dryrun", "did you mean --dry-run?"]),

@@ -55,6 +55,12 @@ class Workload:
                 _ = value is None or parse_bytes(value)
             except ValueError as e:
                 found.append(Problem(name, str(e)))
+        used = {m[1] for text in (*c.argv, *c.env.values()) for m in _PLACEHOLDER.finditer(str(text))}
+        found += [
+            Problem(f"values.{name}", f"no argument uses it: write {{{name}}} where it belongs, or leave it out")
+            for name in c.values
+            if name not in used
+        ]
         for name, value in c.values.items():
             if isinstance(value, (dict, list)) or value is None:
                 found.append(Problem(f"values.{name}", f"must be a single value, not {value!r}"))

@@ -16,10 +16,13 @@ def test_it_draws_again_and_prints_the_paths(tmp_path: Path, capsys: pytest.Capt
     run = make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False)
     assert main([str(run.parent), "--figures", "fig2, sizes"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 1 + 2 + 1
+    assert len(printed) == 1 + 2
     assert all(Path(line).is_file() for line in printed)
-    assert printed[-1].endswith("report.html")
     assert not list((run / "figures").glob("bandwidth*"))
+    assert not (run / "report.html").exists()
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(run / "report.html")
+    assert list((run / "figures").glob("bandwidth*"))
 
 
 @pytest.mark.parametrize(
