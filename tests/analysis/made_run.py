@@ -250,7 +250,7 @@ def _run_record(name: str, plan: list[dict[str, Any]], devices: Sequence[str]) -
         "state": "finished",
         "user": "root",
         "host": "bench-01",
-        "cwd": "/work/main",
+        "cwd": "/home/user/offload-sweep",
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
         "versions": {"offload-sweep": "0.1.0", "ray": "2.60.0"},
         "nodes": [_node() | {"gpus": gpus, "drives": drives, "missing": {"gpu": "no /dev/nvidia*"}}],
