@@ -22,7 +22,7 @@ from analysis.schema import SCHEMA_VERSION
 from tasks import machine, phases, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
-from tasks.errors import StorageError, TaskError
+from tasks.errors import StorageError, TaskError, TracerError
 from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
@@ -174,17 +174,29 @@ class _Trial:
         self._record["tracer"] = tracer.facts
         sampler = Sampler(found.device, trace.sample_interval_ms)
         self._announce(f"starting tracer {trace.tracer}")
-        with tracer.recording():
-            seen = self._observe(found, job, sampler)
+        seen: _Observed | None = None
+        try:
+            with tracer.recording():
+                seen = self._observe(found, job, sampler)
+        except TracerError:
+            if seen is not None:  # what the job itself measured outlives its tracer
+                self._keep(job, seen, sampler)
+            raise
         self._announce("reading the trace")
+        report = self._keep(job, seen, sampler)
+        capture = tracer.write(seen.window, self._spool / "requests.parquet")
+        self._judge(report, seen, capture)
+
+    def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
+        """Write samples, phases and metrics, which need no trace, and return what the job reported."""
         sampler.write(self._spool / "samples.parquet", self._provenance)
         if sampler.trouble:
             self._record["trouble"] = sampler.trouble
         report = phases.read(self._phases_path, job.process)
         phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
         self._record["metrics"] = report.metrics | seen.memory
-        capture = tracer.write(seen.window, self._spool / "requests.parquet")
-        self._judge(report, seen, capture)
+        self._record["bytes"]["counted"] = seen.counted
+        return report
 
     def _observe(self, found: Volume, job: Job, sampler: Sampler) -> _Observed:
         """Run the job between two readings of the device's counters, with nothing in flight at either."""

@@ -79,6 +79,21 @@ def test_a_command_that_touches_nothing_is_no_measurement(run_here):
 
 
 @pytest.mark.root
+def test_a_tracer_that_dies_costs_the_trace_and_not_what_the_job_measured(run_here):
+    script = (
+        'dd if=/dev/zero of="$DIR/f" bs=1M count=4 oflag=direct; for p in $(pgrep -x bpftrace); do '
+        'grep -qz "OFFLOAD_SWEEP_ATTEMPT=$OFFLOAD_SWEEP_ATTEMPT" /proc/$p/environ && kill -9 $p; done'
+    )
+    workload = {"kind": "command", "argv": ["sh", "-c", script], "env": {"DIR": "{offload_dir}"}}
+    record, folder = run_here(trial_config("bpftrace", workload=workload))
+    assert record["verdict"]["state"] == "failed"
+    assert "bpftrace stopped before the trial ended" in record["verdict"]["reasons"][0]
+    assert record["bytes"]["counted"]["write"] >= 4 * MIB
+    assert "job" in pl.read_parquet(folder / "phases.parquet")["name"].to_list()
+    assert (folder / "samples.parquet").exists()
+
+
+@pytest.mark.root
 def test_a_command_may_report_phases(run_here):
     script = (
         'printf \'{"event":"begin","id":1,"name":"copy","t_ns":%s}\\n\' 5 >> "$OFFLOAD_SWEEP_PHASES";'
