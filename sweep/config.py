@@ -50,6 +50,8 @@ class Definition:
     grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
     repeats: int = key(1, "trials of each cell")
     figures: list[str] | None = key(None, "figures to draw; default: what suits the workload")
+    scale: str | None = key(None, "name of the entry of scales to lay over this sweep: scale=small")
+    scales: dict[str, Any] = key(dict, "by name, keys to change together, such as those that fit a small machine")
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,45 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
     """Read, merge and check a sweep; raise ConfigError with the file, the key and what would be valid."""
     file = find(path)
     raw = _with_bases(file, ())
-    for text in overrides:
-        _override(raw, text)
     if not raw.get("name"):
         raw["name"] = file.stem
+    for text in (t for t in overrides if _is_scale(t)):
+        _override(raw, text)
+    raw = _scaled(str(path), raw)
+    for text in (t for t in overrides if not _is_scale(t)):
+        _override(raw, text)
     sweep = _checked(str(path), raw)
     _refuse_lost_overrides(sweep, overrides)
     return sweep
+
+
+def _is_scale(override: str) -> bool:
+    return override.partition("=")[0] == "scale"
+
+
+def _scaled(source: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the sweep with the entry of `scales` that `scale` names on top, and without either key.
+
+    Its grid replaces axes one by one, and takes away those that it sets to null.
+    """
+    scales, wanted = raw.pop("scales", None) or {}, raw.pop("scale", None)
+    if not isinstance(scales, dict):
+        raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {_shown(scales)}")
+    if wanted is None:
+        return raw
+    if wanted not in scales:
+        hint = _nearest(str(wanted), scales) if scales else "this sweep has none"
+        raise ConfigError(source, "scale", f"no scale {wanted!r}", hint)
+    overlay = scales[wanted]
+    if not isinstance(overlay, dict):
+        raise ConfigError(source, f"scales.{wanted}", f"must hold keys of a sweep, not {_shown(overlay)}")
+    overlay = {"name": f"{raw['name']}-{wanted}"} | overlay
+    if isinstance(overlay.get("grid"), dict):
+        overlay["grid"] = _flat_grid(f"{source}, scales.{wanted}", overlay["grid"])
+    merged = _merge(raw, overlay)
+    if isinstance(merged.get("grid"), dict):
+        merged["grid"] = {path: values for path, values in merged["grid"].items() if values is not None}
+    return merged
 
 
 def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str]) -> None:
@@ -246,7 +280,7 @@ def _checked(source: str, raw: dict[str, Any]) -> Sweep:
         if name not in FIGURES:
             raise ConfigError(source, "figures", f"no figure {name!r}", _nearest(name, FIGURES))
     if figures is None:
-        figures = workloads.load(kind).figures
+        figures = workloads.of_config(_checked_trial(source, first)).figures
     return Sweep(source, typed["name"], typed["description"], typed["repeats"], tuple(figures), axes, raw)
 
 

@@ -22,8 +22,8 @@ from sweep.config import Sweep, as_yaml
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.placement import Node, place_all
 from sweep.plan import Grid
-from tasks import lease
-from tasks.machine import package_versions, user_name
+from tasks import interpreter, lease
+from tasks.machine import user_name
 
 #: Free space the results folder must have before anything starts.
 _LEAST_FREE_BYTES = 64 << 20
@@ -167,7 +167,7 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], argv:
         "versions": {
             "offload-sweep": __version__,
             "python": platform.python_version(),
-            **package_versions(["ray", "polars", "altair"]),
+            **interpreter.installed(["ray", "polars", "altair"]),
         },
         "nodes": [_node_record(n) for n in nodes],
         "plan": [{"id": t.id, "slug": t.slug, "cell": dict(t.cell), "repeat": t.repeat} for t in plan.trials],

@@ -7,10 +7,11 @@ class TaskError(Exception):
     """A trial cannot go on; its text is the reason recorded in the verdict.
 
     TaskError
-    ├── StorageError    the drive, filesystem or image is not what the trial asked for
-    ├── TracerError     the tracer did not start, or did not say that it was live
-    ├── LimitError      a memory limit cannot be set (`tasks.cgroup`)
-    └── AsyncIOError    DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)
+    ├── StorageError      the drive, filesystem or image is not what the trial asked for
+    ├── TracerError       the tracer did not start, or did not say that it was live
+    ├── LimitError        a memory limit cannot be set (`tasks.cgroup`)
+    ├── InterpreterError  `workload.python` cannot run the job (`tasks.interpreter`)
+    └── AsyncIOError      DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)
     """
 
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import getpass
 import glob
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
 import socket
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -135,17 +133,6 @@ def gpus() -> list[str]:
     return found or ["unknown"] * len(glob.glob("/dev/nvidia[0-9]*"))
 
 
-def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the installed versions of these distributions; `not installed` where one is missing."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
 def offer() -> Offer:
     """Return what this machine has, and why the rest is missing."""
     found = Offer(socket.gethostname(), facts(), _places(), str(state_dir()))
@@ -183,7 +170,7 @@ def _obstacles() -> dict[str, str | None]:
         "tracer:ftrace": root or _tracefs_obstacle(),
         "tracer:bpftrace": root or _program_obstacle("bpftrace", "bpftrace"),
         "gpu": None if gpus() else "no NVIDIA GPU on this node",
-        "engine:torch": None if importlib.util.find_spec("torch") else "torch is not installed (make setup)",
+        **{f"engine:{name}": _package_obstacle(name) for name in ("torch", "deepspeed", "flexgen")},
         "engine:async_io": None
         if async_io.is_built()
         else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
@@ -197,6 +184,11 @@ def _obstacles() -> dict[str, str | None]:
 
 def _program_obstacle(program: str, package: str) -> str | None:
     return None if shutil.which(program) else f"{program} is not installed: apt-get install {package}"
+
+
+def _package_obstacle(package: str) -> str | None:
+    found = importlib.util.find_spec(package)
+    return None if found else f"{package} is not installed (make setup), or workload.python must say where it is"
 
 
 def _loop_obstacle() -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import machine, phases, tracers, workloads
+from tasks import interpreter, machine, phases, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import StorageError, TaskError, TracerError
@@ -38,6 +38,9 @@ from tasks.workloads import Job, Span
 Announce = Callable[[str], None]
 
 _POLL_S = 0.25
+
+#: With less room than this a job's next block did not fit: filesystems keep a few for themselves.
+_FULL_BYTES = 4 << 20
 
 
 def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, Any]:
@@ -138,10 +141,13 @@ class _Trial:
         self._spec, self._lease, self._spool, self._announce, self._record = spec, lease, spool, announce, record
         self._workload = workloads.of_config(spec.config)
         self._environment = job_environment(lease.token)
+        if self._workload.python() is not None:
+            self._environment = interpreter.without_ours(self._environment)
         self._provenance = {"trial": spec.id, "sweep": spec.sweep, "attempt": spec.attempt}
 
     def run(self) -> None:
         """Run all steps; raises TaskError where the trial cannot go on."""
+        self._packages = interpreter.versions(self._workload.python(), self._workload.packages())
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
         with volume(storage, self._lease) as found:
@@ -160,7 +166,7 @@ class _Trial:
             "kernel": node["kernel"],
             "cpu": node["cpu"],
             "gpus": node["gpus"],
-            "packages": machine.package_versions(self._workload.packages()),
+            "packages": self._packages,
             "device": {k: device[k] for k in ("drive", "drive_model", "logical_block_bytes", "ram_backed")},
             "storage": {k: v for k, v in found.facts.items() if k not in unstable},
         }
@@ -168,7 +174,7 @@ class _Trial:
     def _measure(self, found: Volume) -> None:
         job = self._workload.job(self._spool, found.offload_dir, self._spec.repeat)
         self._record["command"] = job.argv
-        self._record["node"]["packages"] = machine.package_versions(self._workload.packages())
+        self._record["node"]["packages"] = self._packages
         trace = trace_of(self._spec.config)
         tracer = tracers.make(trace, found.device, self._lease, self._environment)
         self._record["tracer"] = tracer.facts
@@ -206,7 +212,7 @@ class _Trial:
         memory: dict[str, Any] = {}
         with sampler.sampling():
             with self._memory_limit() as limit:
-                trouble, process_span = self._run_job(job, limit)
+                trouble, process_span = self._run_job(job, found.offload_dir, limit)
                 if limit:
                     memory = limit.use()
                     if limit.oom_kills():
@@ -236,7 +242,8 @@ class _Trial:
             verdict = Verdict.failed(*_job_reasons(seen.trouble, report))
         else:
             doubts = [*seen.doubts, *report.doubts(), *self._workload.doubts(report.spans)]
-            verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, seen.counted, doubts)
+            shares = self._workload.shares()
+            verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, seen.counted, doubts, shares)
         self._record["verdict"] = vars(verdict)
 
     @property
@@ -247,7 +254,7 @@ class _Trial:
         limit = limits_of(self._spec.config).memory
         return nullcontext() if limit is None else memory_limited(parse_bytes(limit), self._lease)
 
-    def _run_job(self, job: Job, limit: MemoryLimit | None) -> tuple[str | None, Span]:
+    def _run_job(self, job: Job, offload_dir: Path, limit: MemoryLimit | None) -> tuple[str | None, Span]:
         """Run the job to its end or its time limit; return what went wrong, in words, and its span."""
         log = self._spool / "logs" / f"{job.process}.log"
         environment = self._environment | {"OFFLOAD_SWEEP_PHASES": str(self._phases_path)} | job.environment
@@ -255,6 +262,7 @@ class _Trial:
         begin_ns = time.monotonic_ns()
         follower = phases.Follower(self._phases_path)
         procs = limit.procs if limit else None
+        free_bytes = _free_bytes(offload_dir)
         with child(job.argv, log, environment, cgroup_procs=procs) as process:
             while process.poll() is None:
                 if time.monotonic_ns() - begin_ns > limit_s * 1_000_000_000:
@@ -262,10 +270,13 @@ class _Trial:
                 if (phase := follower.latest()) is not None:
                     self._announce(phase)
                 _wait(process, _POLL_S)
+                free_bytes = min(free_bytes, _free_bytes(offload_dir))
             code = process.poll()
         span = Span(job.process, "job", begin_ns, time.monotonic_ns())
         if code is None:
             return f"{job.process} ran longer than limits.time_limit_s ({limit_s} s) and was stopped", span
+        if code and free_bytes < _FULL_BYTES:
+            return f"the filesystem under test was full; {job.process} ended with {exit_in_words(code)}", span
         return (f"{job.process} ended with {exit_in_words(code)}" if code else None), span
 
     def _drain(self, found: Volume) -> Span:
@@ -274,6 +285,11 @@ class _Trial:
         begin_ns = time.monotonic_ns()
         flush(found.offload_dir)
         return Span("trial", "drain", begin_ns, time.monotonic_ns())
+
+
+def _free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bfree * found.f_frsize
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> None:

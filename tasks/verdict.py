@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from tasks.units import format_bytes
 
+#: A job that moved less than this share of what it should has not used the device at all.
+_NOTHING = 0.01
+
 _FAULTS = {
     "lost": "events were lost between kernel and tracer; raise trace.buffer_size",
     "unmatched": "requests had an issue without a completion, or a completion without an issue",
@@ -37,20 +40,28 @@ class Verdict:
         traced: Mapping[str, int] | None,
         counted: Mapping[str, int],
         doubts: Sequence[str],
+        shares: Mapping[str, float] | None = None,
     ) -> Verdict:
         """Return the verdict on a finished job: nothing lost, traced equals counted, the expected bytes are in it.
 
         All byte counts are by operation over the same window; `traced` is None without a tracer of single requests,
-        `expected` None where the workload cannot say.
+        `expected` None where the workload cannot say. `shares` is, by operation, how much of the expected the device
+        must have seen (all of it where nothing is said). A job that moved next to nothing of it has failed.
         """
+        wanted = {op: (n, (shares or {}).get(op, 1.0)) for op, n in (expected or {}).items()}
         reasons = [f"{n} {_FAULTS[kind]}" for kind, n in faults.items() if n]
         if traced is not None:
             reasons += [_differs(op, traced[op], counted[op]) for op in traced if traced[op] != counted[op]]
         if expected is None and not any(counted.values()):
             reasons.append("the job caused no I/O on the device")
-        reasons += [_too_few(op, n, counted[op]) for op, n in (expected or {}).items() if counted[op] < n]
+        idle = [op for op, (n, share) in wanted.items() if share and counted[op] < n * _NOTHING]
+        for op, (n, share) in wanted.items():
+            if op in idle:
+                reasons.append(_idle(op, n, counted[op]))
+            elif counted[op] < n * share:
+                reasons.append(_too_few(op, n, counted[op], share))
         reasons += doubts
-        return cls("invalid" if reasons else "valid", reasons)
+        return cls("failed" if idle else "invalid" if reasons else "valid", reasons)
 
 
 def _differs(op: str, traced: int, counted: int) -> str:
@@ -60,6 +71,15 @@ def _differs(op: str, traced: int, counted: int) -> str:
     )
 
 
-def _too_few(op: str, expected: int, counted: int) -> str:
+def _too_few(op: str, expected: int, counted: int, share: float) -> str:
     cause = "the page cache answered the rest" if op == "read" else "the rest never reached the device"
-    return f"the job should {op} {format_bytes(expected)}, the device saw {format_bytes(counted)}: {cause}"
+    least = "" if share == 1 else f" (at least {share:.0%} of it must show)"
+    return f"the job should {op} {format_bytes(expected)}{least}, the device saw {format_bytes(counted)}: {cause}"
+
+
+def _idle(op: str, expected: int, counted: int) -> str:
+    cause = (
+        "the page cache answered; set limits.memory below what is offloaded" if op == "read" else "nothing was stored"
+    )
+    saw = format_bytes(counted) if counted else "none of it"
+    return f"the job should {op} {format_bytes(expected)} and the device saw {saw}: {cause}"

@@ -50,8 +50,14 @@ class Workload:
                 moved[span.name] += span.size_bytes
         return {"read": moved["load"], "write": moved["store"]}
 
+    def shares(self):
+        return {}
+
     def doubts(self, spans):
         return []
+
+    def python(self):
+        return None
 
     def packages(self):
         return ()

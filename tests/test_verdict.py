@@ -31,7 +31,24 @@ def test_more_than_expected_is_what_a_filesystem_adds() -> None:
 
 def test_without_a_tracer_the_counters_alone_are_judged() -> None:
     assert judged(traced=None).state == "valid"
-    assert judged(traced=None, counted={**MOVED, "read": 0}).state == "invalid"
+    assert judged(traced=None, counted={**MOVED, "read": 60 * MIB}).state == "invalid"
+
+
+def test_a_job_that_moved_next_to_nothing_of_what_it_should_has_failed() -> None:
+    verdict = judged(traced=None, counted={**MOVED, "read": 4096})
+    assert verdict.state == "failed"
+    assert verdict.reasons == [
+        "the job should read 64 MiB and the device saw 4 KiB: the page cache answered; "
+        "set limits.memory below what is offloaded"
+    ]
+
+
+@pytest.mark.parametrize(("share", "state"), [(0.9, "valid"), (0.95, "invalid")])
+def test_a_workload_says_what_share_of_its_bytes_the_device_must_see(share: float, state: str) -> None:
+    moved = {**MOVED, "read": 60 * MIB}
+    verdict = Verdict.of_trace({}, EXPECTED, moved, moved, (), {"read": share})
+    assert verdict.state == state
+    assert state == "valid" or "(at least 95% of it must show)" in verdict.reasons[0]
 
 
 def test_without_an_expectation_trace_and_counters_are_judged() -> None:
@@ -90,7 +107,7 @@ def test_doubts_of_the_workload_are_reasons() -> None:
 
 def test_all_reasons_are_told() -> None:
     verdict = judged({"lost": 1, "unmatched": 2}, counted={"read": 0, "write": 0, "discard": 0}, doubts=("cold?",))
-    assert verdict.state == "invalid"
+    assert verdict.state == "failed"
     assert len(verdict.reasons) == 2 + 2 + 2 + 1
 
 

@@ -165,7 +165,8 @@ class Aio:
         self._torch = torch
         self._pinned = job["pinned"]
         settings = ("block_bytes", "queue_depth", "single_submit", "overlap_events", "parallelism")
-        self.handle = load_library(job["async_io"]).aio_handle(*(job[name] for name in settings))
+        library = load_library(job["async_io"]) if job["async_io"] else _built_by_deepspeed()
+        self.handle = library.aio_handle(*(job[name] for name in settings))
 
     @contextmanager
     def tensor(self, size_bytes: int, device: str) -> Iterator[Any]:
@@ -186,6 +187,13 @@ class Aio:
     def load(self, tensor: Any, path: str) -> None:
         """Read the file into the tensor."""
         _check(self.handle.sync_pread(tensor, path, 0), "read", path)
+
+
+def _built_by_deepspeed() -> Any:
+    """Return the operator of an environment of its own, which DeepSpeed compiles there at its first use."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return AsyncIOBuilder().load()
 
 
 def _check(count: int, verb: str, path: str) -> None:

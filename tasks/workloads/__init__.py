@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 #: Name in `workload.kind` to the module that holds a class `Workload`.
-WORKLOADS = {"tensor_io": "tasks.workloads.tensor_io", "command": "tasks.workloads.command"}
+WORKLOADS = {
+    "tensor_io": "tasks.workloads.tensor_io",
+    "flexgen": "tasks.workloads.flexgen",
+    "command": "tasks.workloads.command",
+}
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,15 @@ class Workload(Protocol):
     #: The dataclass that the keys beside `workload.kind` are checked against.
     Config: ClassVar[type]
 
-    #: Figures worth drawing of such trials.
-    figures: ClassVar[Sequence[str]]
-
     #: Whether the job says that it is done; one that does not has failed even with exit code 0.
     says_done: ClassVar[bool]
 
     def __init__(self, config: Any) -> None: ...
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """Figures worth drawing of such trials."""
+        ...
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the configuration beyond its types."""
@@ -84,12 +90,23 @@ class Workload(Protocol):
         """Return the bytes the finished phases should have moved on the device, or None where nobody can say."""
         ...
 
+    def shares(self) -> Mapping[str, float]:
+        """Return, by operation, the share of the expected bytes that the device must have seen.
+
+        1 where nothing stands between the job and the device; less where the page cache may answer some of it.
+        """
+        ...
+
     def doubts(self, spans: Sequence[Span]) -> list[str]:
         """Return reasons, in words, why the measured phases cannot be used."""
         ...
 
+    def python(self) -> str | None:
+        """Return the interpreter of an environment of the job's own, or None for ours."""
+        ...
+
     def packages(self) -> Sequence[str]:
-        """Return the distributions whose versions belong to the result."""
+        """Return the distributions that interpreter must have, and whose versions belong to the result."""
         ...
 
 

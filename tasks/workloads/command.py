@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,9 +100,16 @@ class Workload:
         found = {op: parse_bytes(value) for op, value in promised.items() if value is not None}
         return found or None
 
+    def shares(self) -> Mapping[str, float]:
+        """Return that what was promised must show."""
+        return {"read": 1.0, "write": 1.0}
+
     def doubts(self, spans: Sequence[Span]) -> list[str]:
         """Return nothing: what the program measures is its own."""
         return []
+
+    def python(self) -> None:
+        """Return none: the program is found by its own name."""
 
     def packages(self) -> Sequence[str]:
         """Return nothing: the program's version is not ours to know."""

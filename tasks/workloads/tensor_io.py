@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tasks import async_io
+from tasks import async_io, interpreter
 from tasks.spec import key
 from tasks.units import format_bytes, parse_bytes
 from tasks.workloads import Job, Problem, Span
@@ -39,6 +38,7 @@ class Config:
     single_submit: bool = key(False, "aio: submit requests one by one")
     overlap_events: bool = key(True, "aio: submit new requests while others complete")
     pinned: bool = key(True, "aio: CPU tensors in page-locked memory")
+    python: str | None = key(None, "interpreter of the environment torch and DeepSpeed live in; null: the sweep's")
 
 
 _Config = Config
@@ -74,9 +74,11 @@ class Workload:
 
     def needs(self) -> dict[str, str]:
         """Return the engine for aio, and the GPU where it is named."""
-        needs = {"engine:torch": "workload.kind"}
-        if "aio" in self._config.apis:
-            needs["engine:async_io"] = "workload.apis"
+        needs = {}
+        if self._config.python is None:
+            needs["engine:torch"] = "workload.kind"
+            if "aio" in self._config.apis:
+                needs["engine:async_io"] = "workload.apis"
         if "cuda" in self._config.tensor_devices:
             needs["gpu"] = "workload.tensor_devices"
         return needs
@@ -99,7 +101,7 @@ class Workload:
             "offload_dir": str(offload_dir),
             "sizes_bytes": self._sizes(),
             "block_bytes": parse_bytes(c.block_size),
-            "async_io": str(async_io.path()) if "aio" in c.apis else None,
+            "async_io": self._library(),
             "seed": seed,
         }
         names = ["apis", "tensor_devices", "loops", "fsync", "verify", "queue_depth", "parallelism"]
@@ -107,7 +109,11 @@ class Workload:
         description |= {name: vars(c)[name] for name in names}
         path = folder / "tensor_io.json"
         path.write_text(json.dumps(description, indent=1))
-        return Job("tensor_io", [sys.executable, str(_JOB), str(path)])
+        return Job("tensor_io", [interpreter.command(c.python), str(_JOB), str(path)])
+
+    def _library(self) -> str | None:
+        """Return the operator built at set-up; None where none is needed, or an environment of its own builds one."""
+        return str(async_io.path()) if "aio" in self._config.apis and self._config.python is None else None
 
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
         """Return the tensor bytes of the finished loads and stores that must reach the device.
@@ -132,6 +138,10 @@ class Workload:
                 write += moved
         return {"read": read, "write": write + sum(last.values())}
 
+    def shares(self) -> Mapping[str, float]:
+        """Return that every byte must reach the device: loads are cold, and what is written outlives its phase."""
+        return {"read": 1.0, "write": 1.0}
+
     def doubts(self, spans: Sequence[Span]) -> list[str]:
         """Return a reason where loads were not cold."""
         warm = [s for s in spans if s.name == "load" and s.attributes.get("resident_pages") != "0"]
@@ -139,6 +149,10 @@ class Workload:
             return []
         pages = warm[0].attributes.get("resident_pages", "unknown")
         return [f"{len(warm)} loads were not cold: {pages} pages of the file were in memory before the first of them"]
+
+    def python(self) -> str | None:
+        """Return the interpreter of the engine's own environment, or None for ours."""
+        return self._config.python
 
     def packages(self) -> Sequence[str]:
         """Return the engines."""

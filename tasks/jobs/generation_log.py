@@ -1,0 +1,80 @@
+"""What an engine that generates text reports: its passes as phases, and one set of numbers. Stands alone.
+
+The definitions of latency and throughput are FlexGen's (`flexgen/flex_opt.py`, run_flexgen), for every engine: the
+prefill is the pass that turns the prompts into the first token of each, decode the passes after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phase_log import PhaseLog
+
+#: With less room than this the next block did not fit.
+_FULL_BYTES = 4 << 20
+
+#: Ids below this are special tokens of OPT: beginning, padding, end, unknown.
+_FIRST_WORD = 4
+
+
+def prompts(job: dict[str, Any]) -> list[int]:
+    """Return the token ids of the one prompt that every sequence of a batch gets, without padding, by the seed."""
+    vocabulary = job["shape"]["vocabulary"]
+    drawn = random.Random(job["seed"])
+    return [2] + [drawn.randrange(min(_FIRST_WORD, vocabulary - 1), vocabulary) for _ in range(job["prompt_len"] - 1)]
+
+
+def report(log: PhaseLog, job: dict[str, Any], sequences: int, seconds: Sequence[float], sizes: dict[str, int]) -> None:
+    """Report the engine's numbers: `seconds` of each pass, the prefill first; `sizes` in bytes, by name."""
+    prefill, decode = seconds[0], sum(seconds[1:])
+    generated = sequences * len(seconds)
+    log.metric("prefill_latency_s", prefill, "s")
+    log.metric("prefill_tokens_per_s", sequences * job["prompt_len"] / prefill, "1/s")
+    log.metric("decode_latency_s", decode, "s")
+    log.metric("decode_tokens_per_s", sequences * (len(seconds) - 1) / decode, "1/s")
+    log.metric("total_latency_s", prefill + decode, "s")
+    log.metric("tokens_per_s", generated / (prefill + decode), "1/s")
+    log.metric("generated_tokens", generated, "tokens")
+    for name, size in {**sizes, "peak_host_memory_bytes": _peak_host_memory_bytes()}.items():
+        log.metric(name, size, "B")
+
+
+def _peak_host_memory_bytes() -> int:
+    """Return the greatest resident set of this process since it was started (proc(5), VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def in_words(error: BaseException, offload_dir: str) -> str:
+    """Return what an engine's error means; a full filesystem shows as all kinds of errors."""
+    free = os.statvfs(offload_dir)
+    full = "the filesystem under test was full: " if free.f_bfree * free.f_frsize < _FULL_BYTES else ""
+    return f"{full}{type(error).__name__}: {error}"
+
+
+def check_shape(job: dict[str, Any]) -> None:
+    """Raise ValueError where the checkpoint's own configuration has another shape than the job."""
+    if job["checkpoint"] is None:
+        return
+    found = json.loads((Path(job["checkpoint"]) / "config.json").read_text())
+    names = {
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "heads": "num_attention_heads",
+        "vocabulary": "vocab_size",
+        "positions": "max_position_embeddings",
+    }
+    for ours, theirs in names.items():
+        if found.get(theirs) != job["shape"][ours]:
+            text = f"{ours} {found.get(theirs)} ({theirs} of its config.json), the sweep asks for {job['shape'][ours]}"
+            raise ValueError(f"workload.checkpoint: {job['checkpoint']} has {text}")
+
+
+def write_tokens(job: dict[str, Any], tokens: Sequence[Sequence[int]]) -> None:
+    """Write the token ids of every sequence, prompt included, beside the job's description."""
+    Path(job["tokens"]).write_text(json.dumps([[int(t) for t in row] for row in tokens]))
