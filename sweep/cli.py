@@ -118,9 +118,9 @@ def dry_run(sweep: config.Sweep, plan: Grid, address: str | None) -> int:
             placements = place_all(plan.trials, nodes, sweep.source)
     else:
         placements = place_all(plan.trials, [cluster.here()], sweep.source)
-    cells = len(plan.trials) // sweep.repeats
-    shape = f"{counted(cells, 'cell')} x {counted(sweep.repeats, 'repeat')}"
-    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}, {shape}")
+    cells = sum(trial.repeat == 1 for trial in plan.trials)
+    repeats = f"{'up to ' if cells * sweep.repeats > len(plan.trials) else ''}{counted(sweep.repeats, 'repeat')}"
+    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}, {counted(cells, 'cell')} x {repeats}")
     if sweep.description:
         print(sweep.description)
     width = max(len(t.id) for t in plan.trials)

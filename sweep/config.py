@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -48,6 +48,9 @@ class Definition:
     trace: Trace = key(Trace, "how requests are recorded")
     limits: Limits = key(Limits, "when a trial is stopped")
     grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
+    scenarios: dict[str, Any] = key(
+        dict, "by name, keys laid over the sweep, for cells of its own: another workload, limits, grid, repeats"
+    )
     repeats: int = key(1, "trials of each cell")
     figures: list[str] | None = key(None, "figures to draw; default: what suits the workload")
     scale: str | None = key(None, "name of the entry of scales to lay over this sweep: scale=small")
@@ -65,7 +68,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked definition. `source` names the file in messages; `base` is its YAML before the grid is applied."""
+    """A checked definition. `source` names the file in messages; `base` is its YAML before the grid is applied.
+
+    One with scenarios has no cells of its own: they are those of the sweep that each scenario makes of it.
+    """
 
     source: str
     name: str
@@ -74,6 +80,7 @@ class Sweep:
     figures: tuple[str, ...]
     axes: tuple[Axis, ...]
     base: Mapping[str, Any]
+    scenarios: Mapping[str, Sweep] = field(default_factory=dict)
 
     def resolve(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration of one cell (values by axis path), every key present, checked."""
@@ -122,9 +129,18 @@ def _scaled(source: str, raw: dict[str, Any]) -> dict[str, Any]:
     overlay = scales[wanted]
     if not isinstance(overlay, dict):
         raise ConfigError(source, f"scales.{wanted}", f"must hold keys of a sweep, not {_shown(overlay)}")
-    overlay = {"name": f"{raw['name']}-{wanted}"} | overlay
-    if isinstance(overlay.get("grid"), dict):
-        overlay["grid"] = _flat_grid(f"{source}, scales.{wanted}", overlay["grid"])
+    return _overlaid(f"{source}, scales.{wanted}", raw, {"name": f"{raw['name']}-{wanted}"} | overlay)
+
+
+def _overlaid(source: str, raw: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """Return `raw` with `overlay` on top. A workload of another kind replaces the one below it as a whole."""
+    raw, overlay = dict(raw), dict(overlay)
+    kinds = [part["workload"].get("kind") for part in (raw, overlay) if isinstance(part.get("workload"), dict)]
+    if len(kinds) == 2 and kinds[1] not in (None, kinds[0]):
+        del raw["workload"]
+    for part in (raw, overlay):
+        if isinstance(part.get("grid"), dict):
+            part["grid"] = _flat_grid(source, part["grid"])
     merged = _merge(raw, overlay)
     if isinstance(merged.get("grid"), dict):
         merged["grid"] = {path: values for path, values in merged["grid"].items() if values is not None}
@@ -135,6 +151,11 @@ def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str]) -> None:
     """Refuse an override of a key that is an axis: every cell would set the key again."""
     for text in overrides:
         path, _, value = text.partition("=")
+        for name, scenario in sweep.scenarios.items():
+            own = sweep.base["scenarios"][name]
+            if path in dict(_flattened(own, "")) or path in dict(_flattened(own, "grid.")):
+                raise ConfigError("command line", path, "is set by a scenario", f"scenarios.{name}.{path}={value}")
+            _refuse_lost_overrides(scenario, [text])
         if path in {axis.path for axis in sweep.axes}:
             hint = f"set its values instead: 'grid.{path}=[{value}]'"
             raise ConfigError("command line", path, "is an axis of this sweep", hint)
@@ -263,6 +284,32 @@ def _deep_copy(value: Any) -> Any:
 
 
 def _checked(source: str, raw: dict[str, Any]) -> Sweep:
+    scenarios = raw.get("scenarios") or {}
+    if not isinstance(scenarios, dict):
+        raise ConfigError(source, "scenarios", f"must map names to keys of a sweep, not {_shown(scenarios)}")
+    return _checked_scenarios(source, raw, scenarios) if scenarios else _checked_cells(source, raw)
+
+
+def _checked_scenarios(source: str, raw: dict[str, Any], scenarios: dict[str, Any]) -> Sweep:
+    below = {name: value for name, value in raw.items() if name != "scenarios"}
+    parts = {}
+    for name, overlay in scenarios.items():
+        where = f"scenarios.{name}"
+        if not _NAME.fullmatch(str(name)):
+            raise ConfigError(source, where, "cannot name a scenario: use letters, digits, . _ and -")
+        if not isinstance(overlay, dict):
+            raise ConfigError(source, where, f"must hold keys of a sweep, not {_shown(overlay)}")
+        foreign = [key for key in ("name", "figures", "extends", "scenarios", "scales") if key in overlay]
+        if foreign:
+            raise ConfigError(source, f"{where}.{foreign[0]}", "belongs to the whole sweep, not to one scenario")
+        parts[str(name)] = _checked_cells(f"{source}, {where}", _overlaid(source, below, overlay))
+    first = next(iter(parts.values()))
+    figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
+    most = max(part.repeats for part in parts.values())
+    return Sweep(source, first.name, str(raw.get("description", "")), most, figures, (), raw, parts)
+
+
+def _checked_cells(source: str, raw: dict[str, Any]) -> Sweep:
     grid = _pop_grid(source, raw)
     _check_shape(source, Definition, raw, "")
     kind = _workload_kind(source, raw)
@@ -504,8 +551,20 @@ def _fits(value: Any, expected: Any) -> bool:
 
 def as_yaml(sweep: Sweep) -> str:
     """Return the sweep as a file that runs it again: overrides and bases applied, every default written out."""
-    base = dict(sweep.base)
     value: dict[str, Any] = {"name": sweep.name, "description": sweep.description}
+    if sweep.scenarios:
+        value["scenarios"] = {name: _cells_of(part) for name, part in sweep.scenarios.items()}
+    else:
+        value |= _cells_of(sweep)
+    value["figures"] = list(sweep.figures)
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _cells_of(sweep: Sweep) -> dict[str, Any]:
+    """Return the keys that make a sweep's cells, every default written out."""
+    value: dict[str, Any] = {}
+    base = dict(sweep.base)
     first = _deep_copy(base)
     for axis in sweep.axes:
         _set(first, axis.path, axis.values[0])
@@ -515,9 +574,8 @@ def as_yaml(sweep: Sweep) -> str:
     sections = _typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
     value |= {name: sections[name] for name in ("storage", "trace", "limits")}
     value["grid"] = {axis.path: list(axis.values) for axis in sweep.axes}
-    value |= {"repeats": sweep.repeats, "figures": list(sweep.figures)}
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-    return text
+    value["repeats"] = sweep.repeats
+    return value
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

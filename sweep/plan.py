@@ -52,14 +52,23 @@ class Grid:
 
 
 def _expanded(sweep: Sweep) -> Iterator[Trial]:
-    cells = []
+    cells = list(_cells(sweep, {}))
+    for name, scenario in sweep.scenarios.items():
+        cells += _cells(scenario, {"scenario": name})
+    for repeat in range(1, sweep.repeats + 1):
+        for cell, config, repeats in cells:
+            if repeat <= repeats:
+                yield _trial(cell, repeat, config)
+
+
+def _cells(sweep: Sweep, named: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
+    """Yield values by label, configuration and repeats of every cell that is the sweep's own."""
+    if sweep.scenarios:
+        return
     for values in itertools.product(*(axis.values for axis in sweep.axes)):
         by_path = dict(zip((axis.path for axis in sweep.axes), values, strict=True))
         by_label = dict(zip((axis.label for axis in sweep.axes), values, strict=True))
-        cells.append((by_label, sweep.resolve(by_path)))
-    for repeat in range(1, sweep.repeats + 1):
-        for cell, config in cells:
-            yield _trial(cell, repeat, config)
+        yield {**named, **by_label}, sweep.resolve(by_path), sweep.repeats
 
 
 def _trial(cell: dict[str, Any], repeat: int, config: dict[str, Any]) -> Trial:

@@ -307,8 +307,91 @@ def test_written_out_it_makes_the_same_trials(file: Any, keys: dict[str, Any], t
 
 def test_written_out_every_default_is_there(file: Any) -> None:
     written = yaml.safe_load(config.as_yaml(load(file())))
-    assert set(written) == {f.name for f in fields(Definition)}
+    assert set(written) == {f.name for f in fields(Definition)} - {"scale", "scales", "scenarios"}
     assert set(written["workload"]) == {"kind", *(f.name for f in fields(tensor_io.Config))}
+
+
+# --- scales and scenarios --------------------------------------------------------------------------------------------
+
+
+SCALES = {
+    "small": {"workload": {"sizes": ["2MiB"]}, "grid": {"storage.fs": ["xfs"], "workload.loops": None}, "repeats": 1}
+}
+
+
+def test_a_scale_is_laid_over_the_sweep_and_named_in_it(file: Any) -> None:
+    path = file(grid={"storage.fs": ["ext4", "xfs"], "workload.loops": [1, 2]}, repeats=3, scales=SCALES)
+    assert len(ids(load(path))) == 12
+    small = load(path, ["scale=small", "workload.queue_depth=7"])
+    assert ids(small) == ["fs=xfs,rep=1"]
+    assert small.name == "sweep-small"
+    assert (only(small)["workload"]["sizes"], only(small)["workload"]["queue_depth"]) == (["2MiB"], 7)
+    assert only(load(path, ["workload.sizes=[4MiB]", "scale=small", "repeats=1"]))["workload"]["sizes"] == ["4MiB"]
+
+
+def test_a_scale_that_is_not_there_is_refused(file: Any) -> None:
+    with pytest.raises(ConfigError, match=r"scale: no scale 'smal'\n.*did you mean small"):
+        load(file(scales=SCALES), ["scale=smal"])
+    with pytest.raises(ConfigError, match="this sweep has none"):
+        load(file(), ["scale=small"])
+    with pytest.raises(ConfigError, match=r"scales\.small: must hold keys"):
+        load(file(scales={"small": 3}), ["scale=small"])
+
+
+SCENARIOS = {
+    "tensors": {"workload": {"loops": 2}, "grid": {"storage.fs": ["ext4", "xfs"]}},
+    "program": {
+        "workload": {"kind": "command", "argv": ["true"]},
+        "limits": {"memory": "64MiB"},
+        "repeats": 1,
+    },
+}
+
+
+def test_scenarios_are_cells_of_different_kinds_in_one_sweep(file: Any) -> None:
+    sweep = load(file(scenarios=SCENARIOS, repeats=2))
+    assert ids(sweep) == [
+        "scenario=tensors,fs=ext4,rep=1",
+        "scenario=tensors,fs=xfs,rep=1",
+        "scenario=program,rep=1",
+        "scenario=tensors,fs=ext4,rep=2",
+        "scenario=tensors,fs=xfs,rep=2",
+    ]
+    configs = {t.id: t.config for t in Grid(sweep).trials}
+    assert configs["scenario=tensors,fs=xfs,rep=1"]["workload"]["sizes"] == ["1MiB"]
+    assert configs["scenario=program,rep=1"]["workload"]["kind"] == "command"
+    assert configs["scenario=program,rep=1"]["limits"]["memory"] == "64MiB"
+    assert "fig2" in sweep.figures
+    assert sweep.figures.count("bandwidth") == 1
+
+
+def test_scenarios_written_out_make_the_same_trials(file: Any, tmp_path: Path) -> None:
+    sweep = load(file(scenarios=SCENARIOS, repeats=2))
+    (tmp_path / "again.yaml").write_text(config.as_yaml(sweep))
+    again = load(str(tmp_path / "again.yaml"))
+    assert [(t.id, t.config) for t in Grid(again).trials] == [(t.id, t.config) for t in Grid(sweep).trials]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("limits.memory=1GiB", "is set by a scenario\n.*scenarios.program.limits.memory=1GiB"),
+        ("storage.fs=xfs", "is an axis"),
+        ("scenarios.tensors.name=x", "belongs to the whole sweep"),
+        ("scenarios.program.workload.argvs=[x]", "did you mean workload.argv"),
+        ("scenarios=[1]", "must map names"),
+        ("scenarios.tensors=3", "must hold keys of a sweep"),
+    ],
+)
+def test_what_a_scenario_cannot_take_is_refused(file: Any, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(file(scenarios=SCENARIOS), [override])
+
+
+def test_an_override_reaches_every_scenario_that_leaves_it_open(file: Any) -> None:
+    sweep = load(file(scenarios=SCENARIOS), ["limits.time_limit_s=7", "scenarios.program.limits.memory=32MiB"])
+    assert {t.config["limits"]["time_limit_s"] for t in Grid(sweep).trials} == {7}
+    assert {t.config["limits"]["memory"] for t in Grid(sweep).trials} == {None, "32MiB"}
 
 
 def test_every_key_is_documented() -> None:
