@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from analysis.errors import AnalysisError
+from analysis.figures import FIGURES
 
 _USAGE_ERROR = 2
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a sweep's folder (its latest run is taken)")
     parser.add_argument(
-        "--figures", metavar="A,B", help="draw just these and leave the report as it is (fig2, bandwidth, sizes)"
+        "--figures", metavar="A,B", help=f"draw just these and leave the report as it is ({', '.join(FIGURES)})"
     )
     return parser
 

@@ -6,6 +6,7 @@ Everything here reads one published trial folder and streams over its requests.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from analysis.units import GIB, NS_PER_S
 #: The name of the summary's row for the whole traced window.
 WHOLE = "trial"
 MOST_BINS = 600
+#: The phases in which an engine generates tokens.
+GENERATION = ("prefill", "decode")
 _LATENCIES = tuple(f"{op}_d2c_{name}_us" for op in DATA for name in ("p50", "p99", "max"))
 
 
@@ -56,18 +59,24 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     """Return one row per measured phase (one that states its bytes), after a row for the whole traced window.
 
     Requests belong to the phase in which they were issued. Times are monotonic ns, latencies (issue to
-    completion) µs, bandwidth GiB/s of the phase's own bytes. What was not measured is None.
+    completion) µs, bandwidth GiB/s of the phase's own bytes. What was not measured is None. The first row has what
+    the node and the engine measured too, and what was traced from the first prefill to the last decode step.
     """
     trial = load_trial(trial_dir)
-    measured = [phase for phase in phases(trial_dir) if phase.bytes is not None]
+    told = phases(trial_dir)
+    measured = [phase for phase in told if phase.bytes is not None]
     begin, end = trial.window or (None, None)
-    spans = [(begin, end), *((phase.begin_ns, phase.end_ns) for phase in measured)]
-    rows = [_identity(trial) | _span_columns("", WHOLE, None, begin, end, None)]
+    generation = _generation(told)
+    spans = [(begin, end), *((phase.begin_ns, phase.end_ns) for phase in measured), generation]
+    whole = _identity(trial) | _span_columns("", WHOLE, None, begin, end, None) | _stated(trial)
+    rows = [whole]
     for phase in measured:
         own = _span_columns(phase.process, phase.name, phase.step, phase.begin_ns, phase.end_ns, phase.bytes)
         rows.append(_identity(trial) | own | {f"attr.{key}": value for key, value in phase.attributes.items()})
-    _add_traced(trial, rows, spans)
-    return rows
+    *traced, generated = _traced(trial, spans)
+    whole["generation_s"] = _seconds(*generation)
+    whole |= {f"generation_{op}_bytes": generated[f"traced_{op}_bytes"] for op in DATA}
+    return [row | own for row, own in zip(rows, traced, strict=True)]
 
 
 def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.DataFrame:
@@ -163,10 +172,14 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else json.dumps(value)
 
 
+def _seconds(begin: int | None, end: int | None) -> float | None:
+    return None if begin is None or end is None else (end - begin) / NS_PER_S
+
+
 def _span_columns(
     process: str, name: str, step: int | None, begin: int | None, end: int | None, moved: int | None
 ) -> dict[str, Any]:
-    seconds = None if begin is None or end is None else (end - begin) / NS_PER_S
+    seconds = _seconds(begin, end)
     return {
         "process": process or None,
         "phase": name,
@@ -179,16 +192,28 @@ def _span_columns(
     }
 
 
-def _add_traced(trial: Trial, rows: list[dict[str, Any]], spans: list[tuple[int | None, int | None]]) -> None:
-    """Add the traced columns to `rows`; None where the trial has no requests or a span has no end."""
+def _stated(trial: Trial) -> dict[str, Any]:
+    """Return the columns of what `trial.json` states in numbers: bytes expected and counted, and metrics."""
+    row: dict[str, Any] = {
+        f"{kind}_{op}_bytes": trial.byte_count(kind, op) for kind in ("expected", "counted") for op in DATA
+    }
+    return row | {f"metric.{name}": float(value) for name, (value, _) in trial.measured.items()}
+
+
+def _generation(told: Sequence[Phase]) -> tuple[int | None, int | None]:
+    """Return the span from the first prefill to the end of the last decode step, None where there is none."""
+    steps = [phase for phase in told if phase.name in GENERATION]
+    ends = [phase.end_ns for phase in steps if phase.end_ns is not None]
+    return (min(phase.begin_ns for phase in steps), max(ends)) if ends else (None, None)
+
+
+def _traced(trial: Trial, spans: Sequence[tuple[int | None, int | None]]) -> list[dict[str, Any]]:
+    """Return the traced columns of each span; None where the trial has no requests or a span has no end."""
     nothing = dict.fromkeys([f"traced_{op}_bytes" for op in DATA] + [f"{op}_requests" for op in DATA] + [*_LATENCIES])
     path = trial.table("requests")
     whole = [(place, (begin, end)) for place, (begin, end) in enumerate(spans) if begin is not None and end is not None]
     if path is None or not whole:
-        for row in rows:
-            row |= nothing
-        return
+        return [nothing] * len(spans)
     attribution = attribute(path, [span for _, span in whole])
     known = {place: attribution.totals(span) for span, (place, _) in enumerate(whole)}
-    for place, row in enumerate(rows):
-        row |= known.get(place, nothing)
+    return [known.get(place, nothing) for place in range(len(spans))]

@@ -20,12 +20,29 @@ from analysis.logs import tails
 from analysis.metrics import WHOLE
 from analysis.run import STATES, TRIPLE, Run, Trial
 from analysis.summary import read_summary
-from analysis.units import UNKNOWN, bytes_text, count_text, duration_text, exact_bytes_text, latency_text
+from analysis.units import (
+    UNKNOWN,
+    bytes_text,
+    count_text,
+    duration_text,
+    exact_bytes_text,
+    latency_text,
+    number_text,
+)
 
 if TYPE_CHECKING:
     from analysis.figures import Drawn
 
 _TEMPLATES = Path(__file__).parent / "templates"
+#: The numbers of engines, and of the memory that trials had, as the columns of a table: group, then label by metric.
+_ENGINE = {
+    "Prefill": {"prefill_latency_s": "latency", "prefill_tokens_per_s": "tokens/s"},
+    "Decode": {"decode_latency_s": "latency", "decode_tokens_per_s": "tokens/s"},
+    "In all": {"total_latency_s": "latency", "tokens_per_s": "tokens/s", "generated_tokens": "tokens"},
+    "Size": {"model_bytes": "model", "cache_bytes": "KV cache"},
+    "Peak memory": {"peak_gpu_memory_bytes": "GPU", "peak_host_memory_bytes": "process", "memory_peak_bytes": "cgroup"},
+    "Memory limit": {"memory_limit_bytes": "cgroup", "oom_kills": "OOM kills"},
+}
 _SIGNS = {"valid": "✓", "invalid": "!", "failed": "✕", "missing": "\u2013"}
 
 
@@ -65,6 +82,8 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
         trials=[_trial(trial, drawn, places) for trial in run.published],
         nodes=_nodes(run),
         device_rows=_device_rows(run),
+        engine_columns=_ENGINE,
+        engine_rows=_engine_rows(run),
         figures=[places[one.name] for one in drawn if one.trial is None],
         libraries=vega.libraries(vega.version(drawn[0].spec)) if drawn else "",
         embed_options=vega.json_for_script(vega.EMBED_OPTIONS),
@@ -113,7 +132,8 @@ def _tally(run: Run) -> dict[str, int]:
 
 def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -> dict[str, Any]:
     tracer = trial.section("tracer")
-    metrics = trial.section("metrics")
+    mine = [one for one in drawn if one.trial == trial.slug]
+    held = {name for one in mine for name in one.holds}
     return {
         "trial": trial,
         "anchor": f"trial-{trial.slug}",
@@ -125,10 +145,10 @@ def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -
         "node": trial.section("node").get("hostname"),
         "device": _device(trial),
         "storage": _flat(trial.section("storage")),
-        "metrics": _flat(metrics),
+        "metrics": _flat(trial.section("metrics")),
         "command": trial.record.get("command"),
         "logs": [] if trial.state == "valid" else tails(trial.path),
-        "figures": [places[one.name] for one in drawn if one.trial == trial.slug],
+        "figures": [places[one.name] for one in mine if one.figure not in held],
     }
 
 
@@ -173,6 +193,23 @@ def _device_rows(run: Run) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _engine_rows(run: Run) -> list[dict[str, Any]]:
+    """Return what engines reported of each trial, a text by metric; no rows where none of them did."""
+    names = [name for columns in _ENGINE.values() for name in columns]
+    if not any(name in trial.measured for trial in run.published for name in names):
+        return []
+    return [{"trial": trial, "texts": [_measured(trial, name) for name in names]} for trial in run.published]
+
+
+def _measured(trial: Trial, name: str) -> str | None:
+    if name not in trial.measured:
+        return None
+    value, unit = trial.measured[name]
+    if unit == "B":
+        return bytes_text(value)
+    return duration_text(value) if unit == "s" else number_text(value)
 
 
 def _nodes(run: Run) -> list[dict[str, str]]:
@@ -225,13 +262,23 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     rows: list[tuple[str, str]] = []
     for key, value in mapping.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and set(value) == {"value", "unit"}:
+            rows.append((name, _quantity(value["value"], value["unit"])))
+        elif isinstance(value, Mapping) and value:
             rows += _flat(value, f"{name}.")
         elif key.endswith("bytes") and isinstance(value, int) and not isinstance(value, bool):
-            rows.append((name, f"{bytes_text(value)} ({exact_bytes_text(value)})" if value >= 1024 else f"{value}"))
+            rows.append((name, _quantity(value, "B")))
         else:
             rows.append((name, value if isinstance(value, str) else json.dumps(value)))
     return rows
+
+
+def _quantity(value: Any, unit: Any) -> str:
+    """Return a measured value with its unit; bytes for people, and to the byte."""
+    if unit == "B" and isinstance(value, int) and value >= 1024:
+        return f"{bytes_text(value)} ({exact_bytes_text(value)})"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if unit in (None, "", "1") else f"{text} {unit}"
 
 
 def _seconds(started: Any, ended: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,16 @@ class Trial:
         """Return the `expected`, `traced` or `counted` bytes of `read` or `write`."""
         counts = self.section("bytes").get(kind)
         return counts.get(operation) if isinstance(counts, Mapping) else None
+
+    @property
+    def measured(self) -> dict[str, tuple[float, str]]:
+        """The numbers among the trial's metrics, each with its unit (empty where none is stated)."""
+        found = {}
+        for name, told in self.section("metrics").items():
+            value, unit = (told.get("value"), told.get("unit")) if isinstance(told, Mapping) else (told, None)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                found[name] = (value, str(unit or ""))
+        return found
 
     def table(self, name: str) -> Path | None:
         """Return the path of `<name>.parquet`, or None where the trial has none."""

@@ -15,7 +15,7 @@ from analysis.metrics import summarise
 from analysis.run import Run, load_run
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -41,6 +41,13 @@ _COLUMNS = {
     "write_d2c_p50_us": pa.float64(),
     "write_d2c_p99_us": pa.float64(),
     "write_d2c_max_us": pa.float64(),
+    "expected_read_bytes": pa.int64(),
+    "expected_write_bytes": pa.int64(),
+    "counted_read_bytes": pa.int64(),
+    "counted_write_bytes": pa.int64(),
+    "generation_s": pa.float64(),
+    "generation_read_bytes": pa.int64(),
+    "generation_write_bytes": pa.int64(),
 }
 _LEADING = 5
 
@@ -48,17 +55,20 @@ _LEADING = 5
 def summary_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return the rows of `metrics.summarise`, of any number of trials, as one table.
 
-    A cell's axis keeps its type where all trials agree on it and is text otherwise; attributes are text.
+    A cell's axis keeps its type where all trials agree on it and is text otherwise; attributes are text, metrics
+    numbers.
     """
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     axes = [name for name in names if name.startswith("cell.")]
     attributes = [name for name in names if name.startswith("attr.")]
+    measured = [name for name in names if name.startswith("metric.")]
     fixed = list(_COLUMNS)
     arrays = {name: pa.array([row.get(name) for row in rows], _COLUMNS[name]) for name in fixed}
     arrays |= {name: _axis([row.get(name) for row in rows]) for name in axes}
     arrays |= {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in attributes}
-    ordered = [*fixed[:_LEADING], *axes, *fixed[_LEADING:], *attributes]
+    arrays |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in measured}
+    ordered = [*fixed[:_LEADING], *axes, *fixed[_LEADING:], *attributes, *measured]
     table = pa.table({name: arrays[name] for name in ordered})
     return table.replace_schema_metadata({"metrics_version": str(METRICS_VERSION)})
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from analysis.errors import AnalysisError
 from analysis.schema import OPERATIONS, recorded_events
 
 Array = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 BATCH_ROWS = 1 << 18
 #: Stands for a null time: monotonic clocks are never negative.
@@ -32,20 +34,41 @@ class Batch:
     bytes: Array
 
 
+@dataclass(frozen=True)
+class Extents:
+    """Where consecutive requests went; `op` is an index into OPERATIONS, `sector` counts 512 bytes."""
+
+    op: Array
+    sector: Array
+    bytes: Array
+
+
 def batches(path: Path) -> Iterator[Batch]:
     """Yield the rows of `requests.parquet` in file order, a bounded number at a time."""
+    return _read(path, ["issue_ns", "complete_ns", "op", "bytes"], _batch)
+
+
+def extents(path: Path) -> Iterator[Extents]:
+    """Yield operation, sector and size of the requests in file order, a bounded number at a time."""
+    return _read(path, ["op", "sector", "bytes"], _extents)
+
+
+def _read(path: Path, columns: list[str], made: Callable[[pa.RecordBatch], T]) -> Iterator[T]:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            columns = ["issue_ns", "complete_ns", "op", "bytes"]
             for part in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                yield Batch(
-                    _times(part.column("issue_ns")),
-                    _times(part.column("complete_ns")),
-                    _operations(part.column("op")),
-                    part.column("bytes").to_numpy(zero_copy_only=False).astype(np.int64, copy=False),
-                )
+                yield made(part)
     except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, OSError) as error:
         raise AnalysisError(f"{path}: cannot be read as requests ({_first_line(error)})") from None
+
+
+def _batch(part: pa.RecordBatch) -> Batch:
+    issue, complete = (_times(part.column(name)) for name in ("issue_ns", "complete_ns"))
+    return Batch(issue, complete, _operations(part.column("op")), _whole(part.column("bytes")))
+
+
+def _extents(part: pa.RecordBatch) -> Extents:
+    return Extents(_operations(part.column("op")), _whole(part.column("sector")), _whole(part.column("bytes")))
 
 
 def events(path: Path) -> tuple[str, ...]:
@@ -87,6 +110,10 @@ def _range(metadata: pq.FileMetaData, column: str) -> tuple[int, int] | None:
 def _times(column: pa.Array) -> Array:
     filled = pc.fill_null(column, NEVER) if column.null_count else column
     return np.asarray(filled.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _whole(column: pa.Array) -> Array:
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _operations(column: pa.Array) -> Array:

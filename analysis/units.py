@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 NS_PER_S = 1_000_000_000
+#: What the kernel calls a sector, whatever the device's own.
+SECTOR_BYTES = 512
 UNKNOWN = "unknown"
 
 
@@ -13,7 +17,7 @@ def bytes_text(count: int | float | None) -> str:
         return UNKNOWN
     for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(count) >= unit:
-            return f"{_three_digits(count / unit)} {name}"
+            return f"{number_text(count / unit)} {name}"
     return f"{count:,.0f} B"
 
 
@@ -27,9 +31,9 @@ def duration_text(seconds: float | None) -> str:
     if seconds is None:
         return UNKNOWN
     if seconds < 1:
-        return f"{_three_digits(seconds * 1000)} ms"
+        return f"{number_text(seconds * 1000)} ms"
     if seconds < 60:
-        return f"{_three_digits(seconds)} s"
+        return f"{number_text(seconds)} s"
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
@@ -41,10 +45,10 @@ def latency_text(microseconds: float | None) -> str:
     if microseconds is None:
         return UNKNOWN
     if microseconds < 1000:
-        return f"{_three_digits(microseconds)} µs"
+        return f"{number_text(microseconds)} µs"
     if microseconds < 1_000_000:
-        return f"{_three_digits(microseconds / 1000)} ms"
-    return f"{_three_digits(microseconds / 1_000_000)} s"
+        return f"{number_text(microseconds / 1000)} ms"
+    return f"{number_text(microseconds / 1_000_000)} s"
 
 
 def nanoseconds_text(nanoseconds: int) -> str:
@@ -60,8 +64,10 @@ def count_text(count: int, singular: str, plural: str | None = None) -> str:
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def _three_digits(value: float) -> str:
-    """Return `value` with three significant digits, never in scientific notation."""
+def number_text(value: float) -> str:
+    """Return `value` with about three significant digits, never in scientific notation: `0.024`, `1.50`, `2,345`."""
+    if 0 < abs(value) < 1:
+        return f"{value:.{min(2 - math.floor(math.log10(abs(value))), 6)}f}"
     if value == int(value) and abs(value) < 1000:
         return f"{value:.0f}"
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0

@@ -1,4 +1,4 @@
-"""CPU, memory and device counters over time, on the requests' clock, while a trial runs."""
+"""CPU, memory, device and GPU counters over time, on the requests' clock, while a trial runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import schema
+from tasks import gpu
 from tasks.device import Device
 
 _Row = tuple[int, str, str, float, str]
@@ -21,32 +22,39 @@ class Sampler:
     """Reads a handful of counters every `interval_ms` in a thread of its own."""
 
     def __init__(self, device: Device, interval_ms: int) -> None:
-        """Sample the machine and `device`."""
+        """Sample the machine, its GPUs and `device`."""
         self._device = device
         self._interval_s = interval_ms / 1000
         self._rows: list[_Row] = []
         self._stop = threading.Event()
-        #: Why sampling ended early, in words, or None.
-        self.trouble: str | None = None
+        self._troubles: list[str] = []
+
+    @property
+    def trouble(self) -> str | None:
+        """What was not sampled, or not to the end, in words, or None."""
+        return "; ".join(self._troubles) or None
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Sample while the body runs."""
-        thread = threading.Thread(target=self._guarded, name="sampler", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
+        with gpu.visible() as gpus:
+            thread = threading.Thread(target=self._guarded, args=(gpus,), name="sampler", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                self._stop.set()
+                thread.join()
+                if gpus.trouble:
+                    self._troubles.append(gpus.trouble)
 
-    def _guarded(self) -> None:
+    def _guarded(self, gpus: gpu.Gpus) -> None:
         try:
-            self._loop()
+            self._loop(gpus)
         except (OSError, ValueError, LookupError) as e:
-            self.trouble = f"sampling ended early: {type(e).__name__}: {e}"
+            self._troubles.append(f"sampling ended early: {type(e).__name__}: {e}")
 
-    def _loop(self) -> None:
+    def _loop(self, gpus: gpu.Gpus) -> None:
         base, cpu = self._device.counters(), _cpu_ticks()
         while not self._stop.wait(self._interval_s):
             t_ns = time.monotonic_ns()
@@ -57,6 +65,7 @@ class Sampler:
             busy, total = (b - a for a, b in zip(cpu, now_cpu, strict=True))
             self._rows.append((t_ns, "cpu", "busy", 100.0 * busy / total if total else 0.0, "%"))
             self._rows += [(t_ns, "memory", name, value, "B") for name, value in _memory()]
+            self._rows += [(t_ns, *reading) for reading in gpus.read()]
             cpu = now_cpu
 
     def write(self, path: Path, provenance: dict[str, object]) -> None:

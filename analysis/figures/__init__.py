@@ -1,8 +1,8 @@
 """The figures, by name. A figure is a module with
 
 - `NAME`, `TITLE`;
-- `applies(run)`: whether the run holds what the figure is about;
-- `charts(run)`: its panels, one for the run or one per trial, each a chart or the reason why there is none.
+- `charts(run)`: its panels, one for the run or one per trial, each a chart or the reason why there is none: a run that
+  holds nothing the figure is about gets one panel that says so.
 
 A new figure is one such file and one line in FIGURES.
 """
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "fig2": "analysis.figures.fig2",
+    "fig3": "analysis.figures.fig3",
+    "fig4": "analysis.figures.fig4",
+    "fig5": "analysis.figures.fig5",
+    "fig6": "analysis.figures.fig6",
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
 }
@@ -36,15 +40,14 @@ class Figure(Protocol):
     NAME: str
     TITLE: str
 
-    def applies(self, run: Run) -> bool: ...
-
     def charts(self, run: Run) -> Iterator[Panel]: ...
 
 
 @dataclass(frozen=True)
 class Drawn:
     """A chart that was drawn: its files by format, its Vega-Lite specification and SVG, and `reason` where the
-    picture only says why the figure is not there. `trial` is a slug, or None for the whole run."""
+    picture only says why the figure is not there. `trial` is a slug, or None for the whole run; `holds` names figures
+    whose charts of the same trial are parts of this one."""
 
     figure: str
     name: str
@@ -54,6 +57,7 @@ class Drawn:
     spec: dict[str, Any]
     svg: str
     files: dict[str, Path]
+    holds: tuple[str, ...]
 
 
 def figure(name: str) -> Figure:
@@ -86,4 +90,4 @@ def _save(name: str, panel: Panel, out_dir: Path) -> Drawn:
     files = {kind: out_dir / f"{panel.name}.{kind}" for kind in FORMATS}
     for kind, path in files.items():
         write_bytes(path, contents[kind])
-    return Drawn(name, panel.name, panel.title, panel.trial, panel.reason, spec, svg, files)
+    return Drawn(name, panel.name, panel.title, panel.trial, panel.reason, spec, svg, files, panel.holds)

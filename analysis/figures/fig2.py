@@ -11,26 +11,23 @@ import polars as pl
 
 from analysis.errors import CannotDraw
 from analysis.figures import theme
+from analysis.figures.cells import label, left_out
 from analysis.figures.panel import Panel, ruled_out
-from analysis.run import Run
+from analysis.run import Run, Trial
 from analysis.summary import read_summary
 from analysis.units import GIB, bytes_text, count_text
+from analysis.workload import settings
 
 NAME = "fig2"
 TITLE = "Bandwidth of tensor stores and loads by tensor size"
 
-_APIS = {"posix": "POSIX", "aio": "aio"}
-_API_COLOURS = {"POSIX": theme.PURPLE, "aio": theme.GREEN}
+_APIS = {"posix": "POSIX", "aio": "aio", "gds": "GDS"}
+_API_COLOURS = {"POSIX": theme.PURPLE, "aio": theme.GREEN, "GDS": theme.ORANGE}
 _DEVICES = {"cpu": "CPU tensor", "cuda": "GPU tensor"}
 _PHASES = {"store": "Store (write)", "load": "Load (read)"}
 _KEYS = ["row", "phase", "api", "device", "size"]
 _PANEL_WIDTH, _PANEL_HEIGHT = 330, 190
 _MOST_SIZE_LABELS = 7
-
-
-def applies(run: Run) -> bool:
-    """Return whether any trial of the run stored or loaded tensors."""
-    return not _tensors(read_summary(run)).is_empty()
 
 
 def charts(run: Run) -> Iterator[Panel]:
@@ -48,7 +45,7 @@ def chart(run: Run) -> alt.TopLevelMixin:
     means = spread(repeats)
     sizes = sorted(means["size"].unique().to_list())
     x = alt.X("size:Q", title="Tensor size", scale=_size_scale(sizes), axis=_size_axis(sizes))
-    api = _api_colour()
+    api = _api_colour(set(means["api"]))
     devices = [name for name in _DEVICES.values() if name in means["device"].to_list()]
     several = len(devices) > 1
     shape = alt.Shape("device:N", sort=devices, legend=_device_legend() if several else None)
@@ -86,7 +83,7 @@ def bandwidth_per_repeat(run: Run) -> pl.DataFrame:
     valid = tensors.filter(pl.col("verdict") == "valid", pl.col("duration_s") > 0)
     if valid.is_empty():
         return pl.DataFrame()
-    rows = {trial.slug: _row_label(trial.cell, _row_axes(tensors)) for trial in run.published}
+    rows = {trial.slug: label(trial.cell, _row_axes(tensors)) for trial in run.published}
     named = valid.with_columns(
         pl.col("slug").replace_strict(rows, default="").alias("row"),
         pl.col("phase").replace(_PHASES),
@@ -117,6 +114,12 @@ def _tensors(summary: pl.DataFrame) -> pl.DataFrame:
     return summary.filter(pl.col("phase").is_in(list(_PHASES)), pl.col("attr.api").is_not_null())
 
 
+def _own(run: Run) -> list[Trial]:
+    """Return the trials that stored or loaded tensors, or were to."""
+    slugs = set(_tensors(read_summary(run))["slug"])
+    return [trial for trial in run.published if trial.slug in slugs or settings(trial).get("kind") == "tensor_io"]
+
+
 def _device(frame: pl.DataFrame) -> pl.Expr:
     if "attr.tensor_device" not in frame.columns:
         return pl.lit(_DEVICES["cpu"])
@@ -142,11 +145,6 @@ def _row_axes(tensors: pl.DataFrame) -> list[str]:
     return list(dict.fromkeys([*fs, *axes]))
 
 
-def _row_label(cell: dict[str, Any], axes: list[str]) -> str:
-    parts = [str(cell.get(axis)) if axis.rpartition(".")[2] == "fs" else f"{axis} {cell.get(axis)}" for axis in axes]
-    return ", ".join(parts) or "all trials"
-
-
 def _rows(means: pl.DataFrame) -> list[str]:
     return means["row"].unique(maintain_order=True).to_list()
 
@@ -168,9 +166,10 @@ def _bandwidth(field: str, scale: alt.Scale) -> alt.Y:
     return alt.Y(f"{field}:Q", title="Bandwidth (GiB/s)", scale=scale, axis=alt.Axis(tickCount=5))
 
 
-def _api_colour() -> alt.Color:
+def _api_colour(used: set[str]) -> alt.Color:
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=120)
-    scale = alt.Scale(domain=list(_API_COLOURS), range=list(_API_COLOURS.values()))
+    names = [name for name in _API_COLOURS if name in used]
+    scale = alt.Scale(domain=names, range=[_API_COLOURS[name] for name in names])
     return alt.Color("api:N", title="API", scale=scale, legend=legend)
 
 
@@ -213,7 +212,7 @@ def _subtitle(run: Run, repeats: pl.DataFrame) -> list[str]:
         shown = f"Lines: mean of {n} repeats; bars: least to greatest; small marks: single repeats ({each})."
     else:
         shown = f"One repeat ({n}), so no spread; each point is {each}."
-    return [line for line in (shown, _gpu_fact(run, repeats), _left_out(run)) if line]
+    return [line for line in (shown, _gpu_fact(run, repeats), left_out(run, _own(run))) if line]
 
 
 def _span(counts: list[int]) -> str:
@@ -229,22 +228,6 @@ def _gpu_fact(run: Run, repeats: pl.DataFrame) -> str:
     if any(told):
         return "CPU tensors only: the nodes have a GPU, but no GPU tensor was measured."
     return "CPU tensors only: no GPU on the nodes." if told else "CPU tensors only: GPUs of the nodes unknown."
-
-
-def _left_out(run: Run) -> str:
-    """Return which trials the means do not hold, and why."""
-    parts = []
-    bad = [trial.id for trial in run.published if trial.state != "valid"]
-    if bad:
-        parts.append(f"{count_text(len(bad), 'trial')} not valid, left out: {_listed(bad)}.")
-    if run.missing:
-        parts.append(f"{len(run.missing)} of {len(run.plan)} planned trials have no result.")
-    return " ".join(parts)
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    more = len(names) - most
-    return "; ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _nothing(run: Run) -> str:

@@ -11,6 +11,8 @@ from analysis.units import NS_PER_S, bytes_text
 MOST_ROWS = 12
 #: Gaps narrower than this share of the window cannot be seen at the width we draw.
 _VISIBLE = 1 / 1500
+#: Spans longer than this share of it stay apart without a gap, so that steps can be counted.
+_COUNTABLE = 1 / 120
 
 
 def strip_rows(phases: Sequence[Phase]) -> list[tuple[str, Phase]]:
@@ -30,7 +32,7 @@ def strip_rows(phases: Sequence[Phase]) -> list[tuple[str, Phase]]:
 
 def merged(rows: Sequence[tuple[str, Phase]], begin_ns: int, end_ns: int) -> list[dict[str, Any]]:
     """Return the spans to draw, in seconds since `begin_ns`, clipped to the window, invisible gaps closed."""
-    gap = (end_ns - begin_ns) * _VISIBLE
+    gap, long = (end_ns - begin_ns) * _VISIBLE, (end_ns - begin_ns) * _COUNTABLE
     drawn: list[dict[str, Any]] = []
     latest: dict[str, dict[str, Any]] = {}
     for name, phase in rows:
@@ -38,13 +40,15 @@ def merged(rows: Sequence[tuple[str, Phase]], begin_ns: int, end_ns: int) -> lis
         if last < first:
             continue
         span = latest.get(name)
-        if span is not None and first - span["last"] < gap:
+        if span is not None and first - span["last"] < gap and (last - first < long or first < span["last"]):
             span["last"] = max(span["last"], last)
-            span["bytes"] += phase.bytes or 0
+            span["bytes"] += [] if phase.bytes is None else [phase.bytes]
             span["count"] += 1
             continue
-        span = {"row": name, "phase": phase.name, "first": first, "last": last, "bytes": phase.bytes or 0, "count": 1}
-        span["attributes"] = ", ".join(f"{key} {value}" for key, value in sorted(phase.attributes.items()))
+        span = {"row": name, "phase": phase.name, "first": first, "last": last, "count": 1}
+        span["bytes"] = [] if phase.bytes is None else [phase.bytes]
+        step = [] if phase.step is None else [("step", phase.step)]
+        span["attributes"] = ", ".join(f"{key} {value}" for key, value in [*step, *sorted(phase.attributes.items())])
         latest[name] = span
         drawn.append(span)
     return [_drawable(span, begin_ns) for span in drawn]
@@ -54,10 +58,10 @@ def _drawable(span: dict[str, Any], begin_ns: int) -> dict[str, Any]:
     return {
         "row": span["row"],
         "phase": span["phase"],
-        "begin_s": (span["first"] - begin_ns) / NS_PER_S,
-        "end_s": (span["last"] - begin_ns) / NS_PER_S,
+        "begin_s": round((span["first"] - begin_ns) / NS_PER_S, 6),
+        "end_s": round((span["last"] - begin_ns) / NS_PER_S, 6),
         "attributes": span["attributes"] if span["count"] == 1 else "several phases, too close to draw apart",
-        "moved": bytes_text(span["bytes"]) if span["bytes"] else "none",
+        "moved": bytes_text(sum(span["bytes"])) if span["bytes"] else "not stated",
         "count": span["count"],
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from analysis.run import Trial
 
@@ -14,9 +15,13 @@ BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#000000"
 INK, FAINT_INK, RULE, GRID, ALARM = "#1f2328", "#57606a", "#8c959f", "#e4e8ec", "#b3261e"
 
+#: What stands alone or is a part of a figure.
+View = alt.Chart | alt.LayerChart
+
 #: A colour means the same thing in every figure.
 OPERATIONS = {"read": BLUE, "write": VERMILLION}
 PHASES = {
+    "job": "#d8dee4",
     "init": "#b6bcc4",
     "warmup": "#8c959f",
     "store": ORANGE,
@@ -96,6 +101,26 @@ def finished(
     if alarm:
         heading["color"] = ALARM
     return chart.properties(title=alt.TitleParams(**heading)).configure(**CONFIG)  # type: ignore[no-any-return]
+
+
+def stack(parts: Sequence[View]) -> alt.VConcatChart:
+    """Return charts one under the other, each with legends of its own."""
+    stacked: alt.VConcatChart = alt.vconcat(*parts, spacing=14)
+    return stacked.resolve_scale(color="independent", stroke="independent", xOffset="independent")  # type: ignore[no-any-return]
+
+
+def section(title: str, subtitle: str = "") -> alt.TitleParams:
+    """Return the heading of one part of a figure."""
+    below: dict[str, Any] = {"subtitle": _wrap(subtitle, SUBTITLE_CHARACTERS)} if subtitle else {}
+    return alt.TitleParams(text=title, fontSize=12.5, offset=8, **below)
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """Return `count` shades from a pale one, still to be seen on white, through the colour to a dark one."""
+    full = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    at = np.linspace(0, 2, count)
+    mixed = [np.interp(at, [0, 1, 2], [255 - (255 - part) * 0.3, part, part * 0.4]) for part in full]
+    return ["#" + "".join(f"{round(part):02x}" for part in shade) for shade in zip(*mixed, strict=True)]
 
 
 def notice(title: str, reason: str) -> alt.TopLevelMixin:

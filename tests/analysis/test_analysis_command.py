@@ -46,6 +46,6 @@ def test_a_wrong_path_is_one_line_and_exit_2(tmp_path: Path, content: str | None
 
 def test_an_unknown_figure_is_refused_before_drawing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False)
-    assert main([str(run), "--figures", "sizes,fig3x"]) == 2
-    assert capsys.readouterr().err == "error: no figure is called 'fig3x'; did you mean fig2?\n"
+    assert main([str(run), "--figures", "sizes,fig7"]) == 2
+    assert capsys.readouterr().err == "error: no figure is called 'fig7'; did you mean fig6?\n"
     assert not (run / "figures").exists()

@@ -48,7 +48,7 @@ def test_the_registry_knows_its_figures_and_the_nearest_name() -> None:
         assert name == figure(name).NAME
     with pytest.raises(AnalysisError, match="no figure is called 'bandwith'; did you mean bandwidth"):
         figure("bandwith")
-    with pytest.raises(AnalysisError, match="there are fig2, bandwidth, sizes"):
+    with pytest.raises(AnalysisError, match="there are fig2, fig3, fig4, fig5, fig6, bandwidth, sizes"):
         figure("42")
 
 
@@ -114,7 +114,6 @@ def test_fig2_without_valid_trials_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [bandwidth_figure, sizes])
 def test_per_trial_figures_mark_what_is_not_valid(made: Run, module: Any) -> None:
-    assert module.applies(made)
     panels = {panel.trial: panel for panel in module.charts(made)}
     assert list(panels) == [trial.slug for trial in made.published]
     for trial in made.published:
@@ -171,7 +170,7 @@ def test_shares_add_up_per_operation_and_leave_flushes_out(made: Run) -> None:
     for op in ("read", "write"):
         assert sum(value["share"] for value in values if value["op"] == op) == pytest.approx(100)
     assert {value["op"] for value in values} == {"read", "write"}
-    assert "Not in the shares: 6 flushes of 0 bytes" in texts(sizes.chart(trial))
+    assert "Not in the shares: 6 flushes of 0 bytes" in sizes.described(trial, counted)
 
 
 def test_spans_too_close_to_see_become_one() -> None:
@@ -181,6 +180,15 @@ def test_spans_too_close_to_see_become_one() -> None:
     assert [(span["row"], span["count"]) for span in spans] == [("decode", 1000), ("drain", 1)]
     assert spans[0]["moved"] == "9.77 KiB"
     assert spans[1]["end_s"] == pytest.approx(200_000 / 1e9)
+    assert spans[1]["moved"] == "not stated"
+
+
+def test_steps_long_enough_to_see_can_be_counted() -> None:
+    steps = [Phase("p", "decode", n, {}, n * 10_000_000, n * 10_000_000 + 9_999_999, None) for n in range(1, 31)]
+    spans = merged(strip_rows(steps), 0, 310_000_000)
+    assert [(span["count"], span["attributes"]) for span in spans] == [(1, f"step {n}") for n in range(1, 31)]
+    hundreds = [Phase("p", "decode", n, {}, n * 1000, n * 1000 + 999, None) for n in range(400)]
+    assert [span["count"] for span in merged(strip_rows(hundreds), 0, 400_000)] == [400]
 
 
 def test_strip_rows_tell_apis_apart_and_fall_back_when_too_many() -> None:
@@ -204,3 +212,13 @@ def test_every_chart_is_saved_in_four_formats(made: Run, tmp_path: Path) -> None
     page = drawn[0].files["html"].read_text()
     assert "src=" not in page.split("<script>")[0]
     assert "cdn.jsdelivr" not in page
+
+
+def test_fig2_leaves_out_only_what_it_is_about(tmp_path: Path) -> None:
+    path = make_run(tmp_path, sizes=SMALL)
+    for record in sorted(path.glob("trials/*/trial.json")):
+        content = json.loads(record.read_text())
+        if content["verdict"]["state"] == "failed":
+            content["config"]["workload"] = {"kind": "flexgen"}
+            record.write_text(json.dumps(content))
+    assert "1 trial not valid, left out: fs=ext4,rep=3." in texts(fig2.chart(load_run(path)))

@@ -1,0 +1,109 @@
+"""What charts of a trial over time share: the axis, the width of the bins, the strip of the trial's phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from analysis import metrics
+from analysis.attribution import DATA
+from analysis.figures import theme
+from analysis.figures.panel import Tried
+from analysis.figures.spans import merged, strip_rows
+from analysis.run import Trial
+from analysis.units import NS_PER_S
+
+#: A part of a stack: draws a chart, with the labels of the time axis or without.
+Part = Callable[[bool], theme.View]
+
+_STRIP_ROW = 15
+#: Trials whose durations differ by more than this factor have time axes of their own: the shorter would be a smear.
+_COMPARABLE = 3
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The bandwidth of one trial over time, and the axes on which it compares with the trials drawn beside it.
+
+    `seconds` is where the time axis ends, `top` the end of a bandwidth axis by operation, in GiB/s.
+    """
+
+    trial: Trial
+    begin_ns: int
+    end_ns: int
+    bin_ns: int
+    moved: pl.DataFrame
+    seconds: float
+    top: Mapping[str, float]
+
+    def x(self, labelled: bool, field: str = "begin_s") -> alt.X:
+        """Return the time axis for a field in seconds since the traced window began."""
+        scale = alt.Scale(domain=[0, self.seconds], nice=False, zero=False)
+        title = "Time since the traced window began (s)" if labelled else None
+        axis = alt.Axis(title=title, labels=labelled, ticks=labelled, domain=labelled, grid=True, tickCount=10)
+        return alt.X(f"{field}:Q", scale=scale, axis=axis)
+
+
+def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
+    """Return the timeline of each trial; all share their axes."""
+    extents = Tried(trials, lambda trial: metrics.extent(trial.path))
+    lengths = Tried(trials, lambda trial: max(extents.of(trial)[1] - extents.of(trial)[0], 1))
+    width = metrics.round_bin(max(lengths.all(), default=1))
+    moved = Tried(trials, lambda trial: metrics.bandwidth_over_time(trial.path, width))
+    top = {op: max([_top(frame, op) for frame in moved.all()], default=0.0) for op in DATA}
+    shared = _shared(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
+
+    def timeline(trial: Trial) -> Timeline:
+        seconds = max(lengths.of(trial), shared) / NS_PER_S
+        return Timeline(trial, *extents.of(trial), width, moved.of(trial), seconds, top)
+
+    return Tried(trials, timeline)
+
+
+def stacked(line: Timeline, *parts: Part) -> list[theme.View]:
+    """Return the parts, to stand one under the other, above the strip of the trial's phases."""
+    spans = merged(strip_rows(metrics.phases(line.trial.path)), line.begin_ns, line.end_ns)
+    drawn = [part(not spans and part is parts[-1]) for part in parts]
+    return [*drawn, _strip(spans, line)] if spans else drawn
+
+
+def _shared(lengths: Sequence[int]) -> int:
+    """Return the end of an axis that all trials can share (ns), 0 where they cannot."""
+    longest = max(lengths, default=0)
+    return longest if longest <= _COMPARABLE * min(lengths, default=0) else 0
+
+
+def _top(moved: pl.DataFrame, op: str) -> float:
+    return float(moved.filter(pl.col("op") == op)["gib_s"].max() or 0.0)  # type: ignore[arg-type]
+
+
+def _strip(spans: list[dict[str, Any]], line: Timeline) -> alt.Chart:
+    rows = list(dict.fromkeys(span["row"] for span in spans))
+    names = list(dict.fromkeys(span["phase"] for span in spans))
+    labels = alt.Axis(title=None, domain=False, ticks=False, labelFontSize=10.5, labelLimit=150, grid=False)
+    tooltip = [
+        alt.Tooltip("row:N", title="Phase"),
+        alt.Tooltip("attributes:N", title="Attributes"),
+        alt.Tooltip("begin_s:Q", title="Begins (s)", format=".3f"),
+        alt.Tooltip("end_s:Q", title="Ends (s)", format=".3f"),
+        alt.Tooltip("moved:N", title="Bytes of the phase"),
+        alt.Tooltip("count:Q", title="Phases"),
+    ]
+    scale = alt.Scale(domain=names, range=theme.phase_colours(names))
+    # a white edge tells neighbours apart; on a hairline it would be all there is
+    wide = alt.datum.end_s - alt.datum.begin_s > line.seconds / 240
+    edge = alt.when(wide).then(alt.value("white")).otherwise(alt.Stroke("phase:N", scale=scale, legend=None))
+    bars = alt.Chart(alt.InlineData(values=spans)).mark_bar(height=_STRIP_ROW - 5, minBandSize=1, strokeWidth=0.6)
+    placed: alt.Chart = bars.encode(
+        x=line.x(True),
+        x2="end_s:Q",
+        y=alt.Y("row:N", sort=rows, axis=labels),
+        color=alt.Color("phase:N", scale=scale, legend=None),
+        stroke=edge,
+        tooltip=tooltip,
+    )
+    return placed.properties(width=theme.WIDTH, height=_STRIP_ROW * len(rows), view=alt.ViewConfig(stroke=None))
