@@ -99,18 +99,24 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
     raw = _with_bases(file, ())
     if not raw.get("name"):
         raw["name"] = file.stem
-    for text in (t for t in overrides if _is_scale(t)):
+    scale, scenarios, others = _parted(overrides)
+    for text in scale:
         _override(raw, text)
     raw = _scaled(str(path), raw)
-    for text in (t for t in overrides if not _is_scale(t)):
+    for text in scenarios:
         _override(raw, text)
-    sweep = _checked(str(path), raw)
+    sweep = _checked(str(path), raw, others)
     _refuse_lost_overrides(sweep, overrides)
     return sweep
 
 
-def _is_scale(override: str) -> bool:
-    return override.partition("=")[0] == "scale"
+def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the overrides that choose a scale, those that change a scenario, and the others, which come last."""
+    parts: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for text in overrides:
+        first = text.partition("=")[0].partition(".")[0]
+        parts[{"scale": 0, "scenarios": 1}.get(first, 2)].append(text)
+    return parts
 
 
 def _scaled(source: str, raw: dict[str, Any]) -> dict[str, Any]:
@@ -151,10 +157,7 @@ def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str]) -> None:
     """Refuse an override of a key that is an axis: every cell would set the key again."""
     for text in overrides:
         path, _, value = text.partition("=")
-        for name, scenario in sweep.scenarios.items():
-            own = sweep.base["scenarios"][name]
-            if path in dict(_flattened(own, "")) or path in dict(_flattened(own, "grid.")):
-                raise ConfigError("command line", path, "is set by a scenario", f"scenarios.{name}.{path}={value}")
+        for scenario in sweep.scenarios.values():
             _refuse_lost_overrides(scenario, [text])
         if path in {axis.path for axis in sweep.axes}:
             hint = f"set its values instead: 'grid.{path}=[{value}]'"
@@ -283,16 +286,22 @@ def _deep_copy(value: Any) -> Any:
 # --- checking --------------------------------------------------------------------------------------------------------
 
 
-def _checked(source: str, raw: dict[str, Any]) -> Sweep:
-    scenarios = raw.get("scenarios") or {}
+def _checked(source: str, raw: dict[str, Any], overrides: Sequence[str]) -> Sweep:
+    scenarios = raw.pop("scenarios", None) or {}
     if not isinstance(scenarios, dict):
         raise ConfigError(source, "scenarios", f"must map names to keys of a sweep, not {_shown(scenarios)}")
-    return _checked_scenarios(source, raw, scenarios) if scenarios else _checked_cells(source, raw)
+    if scenarios:
+        return _checked_scenarios(source, raw, scenarios, overrides)
+    for text in overrides:
+        _override(raw, text)
+    return _checked_cells(source, raw)
 
 
-def _checked_scenarios(source: str, raw: dict[str, Any], scenarios: dict[str, Any]) -> Sweep:
-    below = {name: value for name, value in raw.items() if name != "scenarios"}
-    parts = {}
+def _checked_scenarios(
+    source: str, below: dict[str, Any], scenarios: dict[str, Any], overrides: Sequence[str]
+) -> Sweep:
+    """Return the sweep of several scenarios. An override of a workload's key goes to those that have such a key."""
+    raws: dict[str, dict[str, Any]] = {}
     for name, overlay in scenarios.items():
         where = f"scenarios.{name}"
         if not _NAME.fullmatch(str(name)):
@@ -302,11 +311,26 @@ def _checked_scenarios(source: str, raw: dict[str, Any], scenarios: dict[str, An
         foreign = [key for key in ("name", "figures", "extends", "scenarios", "scales") if key in overlay]
         if foreign:
             raise ConfigError(source, f"{where}.{foreign[0]}", "belongs to the whole sweep, not to one scenario")
-        parts[str(name)] = _checked_cells(f"{source}, {where}", _overlaid(source, below, overlay))
+        raws[str(name)] = _deep_copy(_overlaid(source, below, overlay))
+    for text in overrides:
+        path = text.partition("=")[0].removeprefix("grid.")
+        for raw in [raw for raw in raws.values() if _has_key(raw, path)] or raws.values():
+            _override(raw, text)
+    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw) for name, raw in raws.items()}
     first = next(iter(parts.values()))
     figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
     most = max(part.repeats for part in parts.values())
-    return Sweep(source, first.name, str(raw.get("description", "")), most, figures, (), raw, parts)
+    return Sweep(source, first.name, first.description, most, figures, (), below, parts)
+
+
+def _has_key(raw: Mapping[str, Any], path: str) -> bool:
+    """Say whether a sweep's workload has the key that `path` names; keys of all else every sweep has."""
+    section, _, name = path.partition(".")
+    workload = raw.get("workload")
+    if section != "workload" or name in ("", "kind") or not isinstance(workload, Mapping):
+        return True
+    kind = workload.get("kind")
+    return kind in workloads.WORKLOADS and name.partition(".")[0] in get_type_hints(workloads.load(kind).Config)
 
 
 def _checked_cells(source: str, raw: dict[str, Any]) -> Sweep:

@@ -49,7 +49,7 @@ def test_the_examples_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) 
     assert len(examples) >= 3
     for line in examples:
         words = [word.strip("'") for word in line.split()[4:] if "=" in word]
-        assert config.load("conf/quickstart.yaml", words).axes
+        assert config.load("conf/quickstart.yaml", words).scenarios
 
 
 def test_version() -> None:
@@ -106,8 +106,8 @@ def test_a_dry_run_of_the_quickstart_takes_less_than_a_second(tmp_path: Path) ->
         assert done.returncode == cli.EXIT_USER
         assert "no node can run" in done.stderr
         return
-    assert "6 trials, 2 cells x 3 repeats" in done.stdout
-    assert len(re.findall(r"^  fs=(ext4|xfs),rep=\d +on ", done.stdout, re.MULTILINE)) == 6
+    assert "8 trials, 4 cells x up to 3 repeats" in done.stdout
+    assert len(re.findall(r"^  scenario=\w+,fs=(ext4|xfs),rep=\d +on ", done.stdout, re.MULTILINE)) == 8
     assert done.stderr == ""
 
 

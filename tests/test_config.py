@@ -86,7 +86,7 @@ def test_sweeps_of_the_package_are_found_from_anywhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(Grid(load(name)).trials) == 6
+    assert len(Grid(load(name)).trials) == 8
 
 
 @pytest.mark.parametrize("name", [p.name for p in config.conf_dir().glob("*.yaml")])
@@ -375,7 +375,7 @@ def test_scenarios_written_out_make_the_same_trials(file: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("limits.memory=1GiB", "is set by a scenario\n.*scenarios.program.limits.memory=1GiB"),
+        ("workload.no_such_key=1", "unknown key"),
         ("storage.fs=xfs", "is an axis"),
         ("scenarios.tensors.name=x", "belongs to the whole sweep"),
         ("scenarios.program.workload.argvs=[x]", "did you mean workload.argv"),
@@ -388,10 +388,24 @@ def test_what_a_scenario_cannot_take_is_refused(file: Any, override: str, words:
         load(file(scenarios=SCENARIOS), [override])
 
 
-def test_an_override_reaches_every_scenario_that_leaves_it_open(file: Any) -> None:
+def test_an_override_reaches_every_scenario(file: Any) -> None:
     sweep = load(file(scenarios=SCENARIOS), ["limits.time_limit_s=7", "scenarios.program.limits.memory=32MiB"])
     assert {t.config["limits"]["time_limit_s"] for t in Grid(sweep).trials} == {7}
     assert {t.config["limits"]["memory"] for t in Grid(sweep).trials} == {None, "32MiB"}
+
+
+def test_the_command_line_has_the_last_word_in_every_scenario(file: Any) -> None:
+    sweep = load(file(scenarios=SCENARIOS, repeats=2), ["limits.memory=1GiB", "repeats=3"])
+    assert {t.config["limits"]["memory"] for t in Grid(sweep).trials} == {"1GiB"}
+    assert len(Grid(sweep).trials) == 9
+
+
+def test_a_key_of_one_workload_goes_to_the_scenarios_that_run_it(file: Any) -> None:
+    trials = Grid(load(file(scenarios=SCENARIOS), ["workload.loops=9", "workload.space=2MiB"])).trials
+    assert {t.config["workload"].get("loops") for t in trials} == {9, None}
+    assert {t.config["workload"].get("space") for t in trials} == {"2MiB", None}
+    grid = Grid(load(file(scenarios=SCENARIOS), ["grid.workload.queue_depth=[1,2]"])).trials
+    assert len(grid) == 2 * 2 + 1
 
 
 def test_every_key_is_documented() -> None:

@@ -209,7 +209,13 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
 #: Command lines after `python -m sweep`, beside a valid file `good.yaml`, and what the message must say.
 LINES: dict[str, tuple[list[str], list[str]]] = {
     "no file named": ([], ["name a sweep file", "quickstart.yaml"]),
-    "no such file": (["nothing-like-it.yaml"], ["nothing-like-it.yaml: no such file", "fio.yaml, quickstart.yaml"]),
+    "no such file": (
+        ["nothing-like-it.yaml"],
+        [
+            "nothing-like-it.yaml: no such file",
+            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart.yaml",
+        ],
+    ),
     "nearly the name of a file": (
         ["conf/quickstar.yaml"],
         ["quickstar.yaml: no such file", "mean conf/quickstart.yaml?"],

@@ -15,15 +15,7 @@ from sweep import session
 
 pytestmark = [pytest.mark.root, pytest.mark.ray, pytest.mark.slow]
 
-SMALL = [
-    "conf/quickstart.yaml",
-    "storage.backing=tmpfs",
-    "storage.image_size=384MiB",
-    "workload.sizes=[1MiB,8MiB]",
-    "workload.loops=1",
-    "workload.tensor_devices=[cpu]",
-    "repeats=1",
-]
+SMALL = ["tests/small.yaml"]
 ROOT = Path(__file__).parent.parent
 
 
@@ -46,7 +38,7 @@ class Machine:
         return process.returncode, out, err
 
     def latest(self):
-        return self.results / "quickstart" / "latest"
+        return self.results / "small" / "latest"
 
     def everything(self):
         """Return mounts, loop devices, tracing instances, images, Ray folders and processes that sweeps make."""

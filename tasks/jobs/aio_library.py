@@ -15,8 +15,21 @@ def load_library(library: str | Path) -> ModuleType:
     manager, `pin_memory.so` in the same folder, which is loaded globally here.
     """
     path = Path(library)
-    ctypes.CDLL(str(path.with_name("pin_memory.so")), mode=ctypes.RTLD_GLOBAL)
-    spec = importlib.util.spec_from_file_location("async_io", path)
+    ctypes.CDLL(str(_pinned(path)), mode=ctypes.RTLD_GLOBAL)
+    return _extension("async_io", path)
+
+
+def load_pinned(library: str | Path) -> ModuleType:
+    """Return the module of the pinned-memory manager beside `library`, which must be loaded by now."""
+    return _extension("pin_memory", _pinned(Path(library)))
+
+
+def _pinned(library: Path) -> Path:
+    return library.with_name("pin_memory.so")
+
+
+def _extension(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python extension")
     module = importlib.util.module_from_spec(spec)

@@ -13,11 +13,10 @@ import shutil
 import sys
 import threading
 import traceback
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from generation_log import check_shape, in_words, prompts, report, write_tokens
+from generation_log import Phases, check_shape, in_words, prompts, report, write_tokens
 from phase_log import PhaseLog
 
 #: FlexGen takes a path with this word for weights that it makes up.
@@ -49,26 +48,6 @@ def main(job_path: str) -> None:
         raise RuntimeError("FlexGen came to its end without the tokens it was asked for")
     write_tokens(job, engine.tokens)
     log.done()
-
-
-class Phases:
-    """One phase after the other: entering one leaves the one before."""
-
-    def __init__(self, log: PhaseLog) -> None:
-        self._log = log
-        self._open: AbstractContextManager[Any] | None = None
-
-    def enter(self, name: str, step: int | None = None) -> None:
-        """Begin the phase `name`."""
-        self.leave()
-        self._open = self._log.phase(name, None, step)
-        self._open.__enter__()
-
-    def leave(self) -> None:
-        """End the phase that is open, if one is."""
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-            self._open = None
 
 
 class Engine:

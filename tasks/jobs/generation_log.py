@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,27 @@ _FULL_BYTES = 4 << 20
 
 #: Ids below this are special tokens of OPT: beginning, padding, end, unknown.
 _FIRST_WORD = 4
+
+
+class Phases:
+    """One phase after the other: entering one leaves the one before."""
+
+    def __init__(self, log: PhaseLog) -> None:
+        """Tell them to `log`."""
+        self._log = log
+        self._open: AbstractContextManager[Any] | None = None
+
+    def enter(self, name: str, step: int | None = None) -> None:
+        """Begin the phase `name`."""
+        self.leave()
+        self._open = self._log.phase(name, None, step)
+        self._open.__enter__()
+
+    def leave(self) -> None:
+        """End the phase that is open, if one is."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
 
 
 def prompts(job: dict[str, Any]) -> list[int]:
@@ -54,7 +77,9 @@ def in_words(error: BaseException, offload_dir: str) -> str:
     """Return what an engine's error means; a full filesystem shows as all kinds of errors."""
     free = os.statvfs(offload_dir)
     full = "the filesystem under test was full: " if free.f_bfree * free.f_frsize < _FULL_BYTES else ""
-    return f"{full}{type(error).__name__}: {error}"
+    # Engines assert without words: then the line that did.
+    text = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+    return f"{full}{type(error).__name__}: {text}"
 
 
 def check_shape(job: dict[str, Any]) -> None:

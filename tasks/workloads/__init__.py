@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 #: Name in `workload.kind` to the module that holds a class `Workload`.
 WORKLOADS = {
     "tensor_io": "tasks.workloads.tensor_io",
+    "deepspeed_model": "tasks.workloads.deepspeed_model",
     "flexgen": "tasks.workloads.flexgen",
     "command": "tasks.workloads.command",
 }
