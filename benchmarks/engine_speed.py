@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +31,7 @@ from tasks import workloads  # noqa: E402
 from tasks.cgroup import memory_limited  # noqa: E402
 from tasks.lease import Lease  # noqa: E402
 from tasks.spec import limits_of, storage_of  # noqa: E402
-from tasks.storage import volume  # noqa: E402
+from tasks.storage import flush, volume  # noqa: E402
 from tasks.units import parse_bytes  # noqa: E402
 
 SCRIPTS = {"flexgen": "flexgen_by_hand.py", "deepspeed_model": "zero_inference_by_hand.py"}
@@ -54,6 +55,8 @@ def by_hand(trial, folder):
     lease = Lease.take(f"hand-{uuid.uuid4().hex[:8]}")
     workload, memory = workloads.of_config(trial), limits_of(trial).memory
     with volume(storage_of(trial), lease) as found:
+        flush(found.offload_dir)  # as a trial does: nothing of mkfs is in flight when the engine starts
+        found.device.settle()
         limited = memory_limited(parse_bytes(memory), lease) if memory else nullcontext()
         with limited as limit:
             workload.job(folder, found.offload_dir, 1)  # writes the description that both read
@@ -84,6 +87,7 @@ def main():
     parser.add_argument("conf")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--pairs", type=int, default=6, choices=sorted(n + 1 for n in T_95))
+    parser.add_argument("--rest-s", type=float, default=8, help="seconds of rest before each run")
     args = parser.parse_intermixed_args()
     (trial,) = (t.config for t in Grid(sweeps.load(args.conf, args.overrides)).trials)
     ratios = []
@@ -95,7 +99,11 @@ def main():
                 "sweep": lambda folder=folder: by_sweep([args.conf, *args.overrides], folder),
             }
             order = ("hand", "sweep") if pair % 2 else ("sweep", "hand")
-            speed = {name: runs[name]() for name in order}
+            speed = {}
+            for name in order:
+                subprocess.run(["sync"], check=True)
+                time.sleep(args.rest_s)  # the run before has left images to discard and processes to end
+                speed[name] = runs[name]()
         ratios.append(speed["sweep"] / speed["hand"])
         print(f"| {pair} | {speed['hand']:.3f} | {speed['sweep']:.3f} | {ratios[-1]:.3f} |", flush=True)
     mean, low, high = interval(ratios)

@@ -1,8 +1,9 @@
-"""DeepSpeed's asynchronous I/O operator, built once per machine and loaded from a cache.
+"""DeepSpeed's asynchronous I/O operators, built once per machine and loaded from a cache.
 
-`python -m tasks.async_io build` builds it, through DeepSpeed's own builder, so that no trial ever compiles.
-Loading it imports torch and two shared objects, not DeepSpeed. It is DeepSpeed's build for the CPU on every machine:
-the operator has no device code, moves CUDA tensors through torch, and so needs no CUDA toolkit.
+`python -m tasks.async_io build` builds async_io, through DeepSpeed's own builder, so that no trial ever compiles; and
+gds, its operator for GPUDirect Storage, on a machine with a GPU and the CUDA toolkit's cuFile.
+Loading async_io imports torch and two shared objects, not DeepSpeed. It is DeepSpeed's build for the CPU on every
+machine: the operator has no device code, moves CUDA tensors through torch, and so needs no CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -32,9 +35,29 @@ from tasks.process import child, log_tail
 BUILD_COMMAND = "python -m tasks.async_io build"
 
 # DeepSpeed's aio resolves its pinned-memory manager from the second library.
-_AIO, _PINNED = "async_io", "pin_memory"
+_AIO, _PINNED, _GDS = "async_io", "pin_memory", "gds"
 
-_BUILD = "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load(verbose=True)"
+_BUILD = """
+import sys
+from deepspeed.ops import op_builder
+getattr(op_builder, sys.argv[1])().load(verbose=True)
+"""
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """One of DeepSpeed's operators: its builder, the accelerator that has it, and the shared objects that come of it."""
+
+    name: str
+    builder: str
+    accelerator: str
+    objects: tuple[str, ...]
+
+
+_OPERATORS = {
+    _AIO: _Operator(_AIO, "AsyncIOBuilder", "cpu", (_AIO, _PINNED)),
+    _GDS: _Operator(_GDS, "GDSBuilder", "cuda", (_GDS, _PINNED)),
+}
 _STEP = re.compile(r"^\[(\d+)/(\d+)\] .*?(?:-c \S*?([^/\s]+\.cpp) -o|-o (\S+\.so))", re.MULTILINE)
 
 
@@ -46,17 +69,32 @@ class AsyncIOError(TaskError):
     """DeepSpeed's async_io is not built, cannot be built or cannot be loaded."""
 
 
-def path() -> Path:
+def path(name: str = _AIO) -> Path:
     """Return where the operator for this environment and CPU lies, or would lie, without importing torch."""
-    return _cache() / _key() / f"{_AIO}.so"
+    return _cache(name) / _key() / f"{name}.so"
 
 
-def is_built() -> bool:
-    """Return whether `load` would find the operator."""
+def is_built(name: str = _AIO) -> bool:
+    """Return whether the operator lies there."""
     try:
-        return path().is_file()
+        return path(name).is_file()
     except AsyncIOError:
         return False
+
+
+def gds_obstacle() -> str | None:
+    """Return why GPUDirect Storage is not to be had on this machine, or None; whether it works only a trial can say."""
+    if not glob.glob("/dev/nvidia[0-9]*"):
+        return "no NVIDIA GPU on this node"
+    if _cufile_home() is None:
+        return "the CUDA toolkit's cuFile (cufile.h) is not installed on this node"
+    return None if is_built(_GDS) else f"DeepSpeed's gds is not built on this node: run {BUILD_COMMAND}"
+
+
+def _cufile_home() -> Path | None:
+    """Return the CUDA toolkit that has cuFile, to compile against and to load."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    return next((Path(home) for home in homes if home and Path(home, "include", "cufile.h").is_file()), None)
 
 
 @functools.cache
@@ -73,21 +111,21 @@ def load() -> ModuleType:
         raise AsyncIOError(f"{library} cannot be loaded ({e}); delete its folder and run: {BUILD_COMMAND}") from e
 
 
-def build(progress: Callable[[str], None] = lambda line: None) -> Path:
+def build(progress: Callable[[str], None] = lambda line: None, name: str = _AIO) -> Path:
     """Build the operator unless it is there, tell `progress` how far it is, and return its path.
 
     Two builds at once, even from two clones, do the work once: the second waits for the first.
     """
-    target = path()
+    target, operator = path(name), _OPERATORS[name]
     with _lock(target.parent, progress):
         if not target.is_file():
-            environment = _build_environment()
+            environment = _build_environment(operator)
             _check_tools(environment)
             for left in target.parent.parent.glob(f"{target.parent.name}.*/"):
                 shutil.rmtree(left, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=f"{target.parent.name}.", dir=_cache()) as scratch:
-                _compile(Path(scratch), environment, progress)
-                _publish(Path(scratch), target.parent)
+            with tempfile.TemporaryDirectory(prefix=f"{target.parent.name}.", dir=_cache(name)) as scratch:
+                _compile(operator, Path(scratch), environment, progress)
+                _publish(operator, Path(scratch), target.parent)
     return target
 
 
@@ -99,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if action == "build":
             print(f"{_CLEAR}async_io: ready in {build(_show).parent}")
+            _build_gds()
         elif is_built():
             print(path())
         else:
@@ -111,10 +150,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _cache() -> Path:
+def _build_gds() -> None:
+    """Build gds where the machine has what it needs; a machine where that fails goes on without."""
+    if _cufile_home() is None or not glob.glob("/dev/nvidia[0-9]*"):
+        return
+    try:
+        print(f"{_CLEAR}gds: ready in {build(_show, _GDS).parent}")
+    except AsyncIOError as e:
+        print(f"{_CLEAR}gds: going on without GPUDirect Storage: {e}", file=sys.stderr)
+
+
+def _cache(name: str) -> Path:
     named = os.environ.get("OFFLOAD_SWEEP_CACHE")
     base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offload-sweep"
-    return base.resolve() / _AIO
+    return base.resolve() / name
 
 
 def _key() -> str:
@@ -150,9 +199,9 @@ def _lock(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _build_environment() -> dict[str, str]:
+def _build_environment(operator: _Operator) -> dict[str, str]:
     environment = dict(os.environ)
-    environment["DS_ACCELERATOR"] = "cpu"
+    environment["DS_ACCELERATOR"] = operator.accelerator
     environment.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
     environment["PYTHONUNBUFFERED"] = "1"
     # ninja comes with the Python packages
@@ -177,10 +226,10 @@ def _check_tools(environment: Mapping[str, str]) -> None:
             raise AsyncIOError(f"the compiler does not find {header} (Debian: {package})")
 
 
-def _compile(scratch: Path, environment: dict[str, str], progress: Callable[[str], None]) -> None:
+def _compile(operator: _Operator, scratch: Path, environment: dict[str, str], progress: Callable[[str], None]) -> None:
     log, start = scratch / "build.log", time.monotonic()
     environment = {**environment, "TORCH_EXTENSIONS_DIR": str(scratch)}
-    with child([sys.executable, "-c", _BUILD], log, environment) as process:
+    with child([sys.executable, "-c", _BUILD, operator.builder], log, environment) as process:
         last = ""
         while process.poll() is None:
             time.sleep(0.3)
@@ -188,7 +237,7 @@ def _compile(scratch: Path, environment: dict[str, str], progress: Callable[[str
             if line != last or _CLEAR:
                 progress(f"{line or 'starting DeepSpeed'} … {time.monotonic() - start:.0f} s")
             last = line
-    if process.returncode or not (scratch / _AIO / f"{_AIO}.so").is_file():
+    if process.returncode or not (scratch / operator.name / f"{operator.name}.so").is_file():
         raise AsyncIOError(f"DeepSpeed's build failed with exit code {process.returncode}:\n{log_tail(log, 25)}")
 
 
@@ -200,11 +249,11 @@ def _last_step(log: str) -> str:
     return f"[{done}/{total}] {f'compiled {source}' if source else f'linked {library}'}"
 
 
-def _publish(scratch: Path, folder: Path) -> None:
+def _publish(operator: _Operator, scratch: Path, folder: Path) -> None:
     """Move what a trial loads into place in one step: a folder that is there is complete."""
     complete = scratch / "complete"
     complete.mkdir()
-    for name in (_AIO, _PINNED):
+    for name in operator.objects:
         os.rename(scratch / name / f"{name}.so", complete / f"{name}.so")
     os.rename(scratch / "build.log", complete / "build.log")
     shutil.rmtree(folder, ignore_errors=True)

@@ -174,6 +174,7 @@ def _obstacles() -> dict[str, str | None]:
         "engine:async_io": None
         if async_io.is_built()
         else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
+        "engine:gds": async_io.gds_obstacle(),
         "memory_limit": cgroup.obstacle(),
         "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
     }

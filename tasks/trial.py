@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -288,7 +289,11 @@ class _Trial:
 
 
 def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
+    """Return the room on the folder's filesystem; a job that took its own folder away did not run out of it."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return sys.maxsize
     return found.f_bfree * found.f_frsize
 
 

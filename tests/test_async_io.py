@@ -89,7 +89,7 @@ def test_two_builds_at_once_compile_once(cache: Path, monkeypatch: pytest.Monkey
     compiled: list[Path] = []
     first_compiles, second_waits = threading.Event(), threading.Event()
 
-    def compile_(scratch: Path, environment: dict[str, str], progress: object) -> None:
+    def compile_(operator: object, scratch: Path, environment: dict[str, str], progress: object) -> None:
         compiled.append(scratch)
         first_compiles.set()
         assert second_waits.wait(30)
@@ -130,7 +130,26 @@ def test_a_failed_build_shows_the_end_of_its_log(cache: Path, monkeypatch: pytes
 @pytest.mark.parametrize(("given", "used"), [("9.0a", "9.0"), ("8.0 9.0a", "8.0 9.0"), ("9.0", "9.0")])
 def test_architectures_that_deepspeed_cannot_parse(given: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
-    assert async_io._build_environment()["TORCH_CUDA_ARCH_LIST"] == used
+    operator = async_io._OPERATORS["async_io"]
+    assert async_io._build_environment(operator)["TORCH_CUDA_ARCH_LIST"] == used
+
+
+def test_without_a_gpu_there_is_no_gpudirect_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_io.glob, "glob", lambda pattern: [])
+    assert async_io.gds_obstacle() == "no NVIDIA GPU on this node"
+
+
+def test_gpudirect_storage_needs_cufile_and_a_build(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_io.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(async_io, "_cufile_home", lambda: None)
+    assert "cuFile (cufile.h) is not installed" in str(async_io.gds_obstacle())
+    monkeypatch.setattr(async_io, "_cufile_home", lambda: tmp_path)
+    assert f"run {async_io.BUILD_COMMAND}" in str(async_io.gds_obstacle())
+    async_io.path("gds").parent.mkdir(parents=True)
+    async_io.path("gds").touch()
+    assert async_io.gds_obstacle() is None
 
 
 def test_progress_names_the_file_and_the_step() -> None:

@@ -111,6 +111,10 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "unknown tracer": (SMALL + "trace: {tracer: ftrac}\n", ["trace.tracer: no tracer 'ftrac'", "did you mean ftrace?"]),
     "unknown figure": (SMALL + "figures: [fig22]\n", ["figures: no figure 'fig22'", "did you mean fig2?"]),
     "unknown api": (workload("apis: [posics]"), ["workload.apis: 'posics' is not one of", "did you mean posix?"]),
+    "gds for the CPU": (
+        workload("apis: [gds], tensor_devices: [cpu]"),
+        ["workload.apis: gds moves CUDA tensors only"],
+    ),
     "an api twice": (workload("apis: [aio, aio]"), ["workload.apis: lists 'aio' twice"]),
     "unknown tensor device": (workload("tensor_devices: [cudda]"), ["workload.tensor_devices:", "did you mean cuda?"]),
     "auto and another device": (

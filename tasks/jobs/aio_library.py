@@ -1,4 +1,4 @@
-"""Loads DeepSpeed's aio operator from its shared object. Stands alone, like everything here."""
+"""Loads DeepSpeed's aio and gds operators from their shared objects. Stands alone, like everything here."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def load_library(library: str | Path) -> ModuleType:
     """
     path = Path(library)
     ctypes.CDLL(str(_pinned(path)), mode=ctypes.RTLD_GLOBAL)
-    return _extension("async_io", path)
+    return _extension(path)
 
 
 def load_pinned(library: str | Path) -> ModuleType:
     """Return the module of the pinned-memory manager beside `library`, which must be loaded by now."""
-    return _extension("pin_memory", _pinned(Path(library)))
+    return _extension(_pinned(Path(library)))
 
 
 def _pinned(library: Path) -> Path:
     return library.with_name("pin_memory.so")
 
 
-def _extension(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
+def _extension(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python extension")
     module = importlib.util.module_from_spec(spec)

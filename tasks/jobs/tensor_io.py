@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ def main(job_path: str) -> int:
         devices = _devices(job["tensor_devices"], torch)
     for name in job["apis"]:
         with _api(name, torch, job) as api:
-            for device in devices:
+            for device in api.devices(devices):
                 _warm_up(log, api, job["offload_dir"], device, min(job["sizes_bytes"]))
                 for size_bytes in job["sizes_bytes"]:
                     _measure(log, torch, job, api, device, size_bytes)
@@ -112,7 +113,9 @@ def _api(name: str, torch: Any, job: dict[str, Any]) -> Iterator[Any]:
     if name == "posix":
         yield Posix(torch)
         return
-    api = Aio(torch, job)
+    if name == "gds":
+        _try_gds(job)
+    api = {"aio": Aio, "gds": Gds}[name](torch, job)
     try:
         yield api
     finally:
@@ -128,6 +131,10 @@ class Posix:
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
+
+    def devices(self, wanted: list[str]) -> list[str]:
+        """Return the tensor devices it can serve."""
+        return wanted
 
     @contextmanager
     def tensor(self, size_bytes: int, device: str) -> Iterator[Any]:
@@ -165,8 +172,15 @@ class Aio:
         self._torch = torch
         self._pinned = job["pinned"]
         settings = ("block_bytes", "queue_depth", "single_submit", "overlap_events", "parallelism")
-        library = load_library(job["async_io"]) if job["async_io"] else _built_by_deepspeed()
-        self.handle = library.aio_handle(*(job[name] for name in settings))
+        self.handle = self._operator(job)(*(job[name] for name in settings))
+
+    def _operator(self, job: dict[str, Any]) -> Any:
+        library = load_library(job["async_io"]) if job["async_io"] else _built_by_deepspeed("AsyncIOBuilder")
+        return library.aio_handle
+
+    def devices(self, wanted: list[str]) -> list[str]:
+        """Return the tensor devices it can serve."""
+        return wanted
 
     @contextmanager
     def tensor(self, size_bytes: int, device: str) -> Iterator[Any]:
@@ -189,11 +203,58 @@ class Aio:
         _check(self.handle.sync_pread(tensor, path, 0), "read", path)
 
 
-def _built_by_deepspeed() -> Any:
-    """Return the operator of an environment of its own, which DeepSpeed compiles there at its first use."""
-    from deepspeed.ops.op_builder import AsyncIOBuilder
+class Gds(Aio):
+    """DeepSpeed's handle for GPUDirect Storage: cuFile moves between drive and GPU memory that is registered with it."""
 
-    return AsyncIOBuilder().load()
+    name = "gds"
+
+    def _operator(self, job: dict[str, Any]) -> Any:
+        return (load_library(job["gds"]) if job["gds"] else _built_by_deepspeed("GDSBuilder")).gds_handle
+
+    def devices(self, wanted: list[str]) -> list[str]:
+        """Return the tensor devices it can serve: GPU memory only."""
+        return [device for device in wanted if device != "cpu"]
+
+    @contextmanager
+    def tensor(self, size_bytes: int, device: str) -> Iterator[Any]:
+        """Provide a byte tensor that cuFile knows."""
+        tensor = self._torch.empty(size_bytes, dtype=self._torch.uint8, device=device)
+        self.handle.pin_device_tensor(tensor)
+        try:
+            yield tensor
+        finally:
+            self.handle.unpin_device_tensor(tensor)
+
+
+#: Stores and loads a page; DeepSpeed's operator ends the process where cuFile refuses.
+_GDS_TRIAL = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import tensor_io
+api = tensor_io.Gds(torch, {"pinned": True, "gds": sys.argv[3] or None, "block_bytes": 1 << 20, "queue_depth": 1,
+                            "single_submit": False, "overlap_events": False, "parallelism": 1})
+with api.tensor(1 << 20, "cuda") as tensor:
+    api.store(tensor, sys.argv[2])
+    api.load(tensor, sys.argv[2])
+"""
+
+
+def _try_gds(job: dict[str, Any]) -> None:
+    """Raise OSError, with cuFile's words, where GPUDirect Storage does not work on this folder."""
+    path = os.path.join(job["offload_dir"], "gds-trial.pt")
+    command = [sys.executable, "-c", _GDS_TRIAL, os.path.dirname(os.path.abspath(__file__)), path, job["gds"] or ""]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()] or ["no reason"]
+        raise OSError(f"GPUDirect Storage does not work on this folder: {said[-1].strip()}")
+    _remove(path)
+
+
+def _built_by_deepspeed(builder: str) -> Any:
+    """Return the operator of an environment of its own, which DeepSpeed compiles there at its first use."""
+    from deepspeed.ops import op_builder
+
+    return getattr(op_builder, builder)().load()
 
 
 def _check(count: int, verb: str, path: str) -> None:

@@ -14,7 +14,7 @@ from tasks.spec import key
 from tasks.units import format_bytes, parse_bytes
 from tasks.workloads import Job, Problem, Span
 
-APIS = ("posix", "aio")
+APIS = ("posix", "aio", "gds")
 DEVICES = ("auto", "cpu", "cuda")
 
 #: libaio with O_DIRECT moves whole blocks: 512 or 4096 bytes; a page is good for both.
@@ -27,7 +27,10 @@ class Config:
     """Keys of `workload` when `kind: tensor_io`."""
 
     sizes: list[int | str] = key(lambda: ["1MiB", "16MiB", "128MiB"], "tensor sizes, each stored and loaded")
-    apis: list[str] = key(lambda: list(APIS), "posix: read and write through the page cache; aio: DeepSpeed's libaio")
+    apis: list[str] = key(
+        lambda: ["posix", "aio"],
+        "posix: read and write through the page cache; aio: DeepSpeed's libaio; gds: its GPUDirect Storage (CUDA)",
+    )
     tensor_devices: list[str] = key(lambda: ["auto"], "cpu, cuda, or auto: cpu, and cuda on a node that has a GPU")
     loops: int = key(5, "measurements of each store and each load inside one trial")
     fsync: bool = key(True, "a store ends when its data is on the device; false: when the call returns")
@@ -60,6 +63,8 @@ class Workload:
         c = self._config
         found = [*_unknown("apis", c.apis, APIS), *_unknown("tensor_devices", c.tensor_devices, DEVICES)]
         lists = ("sizes", "apis", "tensor_devices")
+        if "gds" in c.apis and c.tensor_devices == ["cpu"]:
+            found.append(Problem("apis", "gds moves CUDA tensors only, and tensor_devices names the CPU"))
         found += [Problem(name, "must not be empty") for name in lists if not vars(c)[name]]
         if "auto" in c.tensor_devices and len(c.tensor_devices) > 1:
             found.append(Problem("tensor_devices", "auto stands alone: write [auto], or name the devices"))
@@ -79,6 +84,10 @@ class Workload:
             needs["engine:torch"] = "workload.kind"
             if "aio" in self._config.apis:
                 needs["engine:async_io"] = "workload.apis"
+            if "gds" in self._config.apis:
+                needs["engine:gds"] = "workload.apis"
+        if "gds" in self._config.apis:
+            needs["gpu"] = "workload.apis"
         if "cuda" in self._config.tensor_devices:
             needs["gpu"] = "workload.tensor_devices"
         return needs
@@ -101,7 +110,8 @@ class Workload:
             "offload_dir": str(offload_dir),
             "sizes_bytes": self._sizes(),
             "block_bytes": parse_bytes(c.block_size),
-            "async_io": self._library(),
+            "async_io": self._library("async_io", "aio"),
+            "gds": self._library("gds", "gds"),
             "seed": seed,
         }
         names = ["apis", "tensor_devices", "loops", "fsync", "verify", "queue_depth", "parallelism"]
@@ -111,9 +121,9 @@ class Workload:
         path.write_text(json.dumps(description, indent=1))
         return Job("tensor_io", [interpreter.command(c.python), str(_JOB), str(path)])
 
-    def _library(self) -> str | None:
+    def _library(self, name: str, api: str) -> str | None:
         """Return the operator built at set-up; None where none is needed, or an environment of its own builds one."""
-        return str(async_io.path()) if "aio" in self._config.apis and self._config.python is None else None
+        return str(async_io.path(name)) if api in self._config.apis and self._config.python is None else None
 
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
         """Return the tensor bytes of the finished loads and stores that must reach the device.
@@ -156,7 +166,7 @@ class Workload:
 
     def packages(self) -> Sequence[str]:
         """Return the engines."""
-        return ("torch", "deepspeed") if "aio" in self._config.apis else ("torch",)
+        return ("torch",) if self._config.apis == ["posix"] else ("torch", "deepspeed")
 
 
 def _unknown(name: str, values: list[str], known: Sequence[str]) -> list[Problem]:
