@@ -46,7 +46,7 @@ getattr(op_builder, sys.argv[1])().load(verbose=True)
 
 @dataclass(frozen=True)
 class _Operator:
-    """One of DeepSpeed's operators: its builder, the accelerator that has it, and the shared objects that come of it."""
+    """One of DeepSpeed's operators: its builder, the accelerator that has it, the shared objects that come of it."""
 
     name: str
     builder: str

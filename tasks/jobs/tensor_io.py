@@ -204,7 +204,7 @@ class Aio:
 
 
 class Gds(Aio):
-    """DeepSpeed's handle for GPUDirect Storage: cuFile moves between drive and GPU memory that is registered with it."""
+    """DeepSpeed's handle for GPUDirect Storage: cuFile moves between drive and GPU memory registered with it."""
 
     name = "gds"
 
