@@ -24,8 +24,10 @@ def main(path):
     model = engine.module
     model.generation_config.eos_token_id = None
     prompt = torch.tensor([[2, *range(4, job["prompt_len"] + 3)]] * job["batch_size"], device=engine.device)
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(time.monotonic()))  # as run_model.py times its prefill
     for count in (1, job["gen_len"]):
-        begun = time.monotonic()
+        passes.clear()
         with torch.no_grad():
             model.generate(
                 prompt,
@@ -34,7 +36,7 @@ def main(path):
                 min_new_tokens=count,
                 max_new_tokens=count,
             )
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - passes[0]  # the trial's definition: from the first pass on
     print(f"total throughput: {job['batch_size'] * job['gen_len'] / seconds:.6f} token/s", flush=True)
     zero_inference._release(torch, engine)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -35,6 +36,15 @@ _OTHER_DEVICE = re.compile(r"\b(device|logdev|rtdev|journal_path|journal_dev|nam
 _LEAST_MEMORY_BYTES = 4 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+#: An override of an axis: the scale and the scenario whose grid it is in, and its key.
+_AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)grid\.(.+)")
+
+#: Keys of the whole sweep, which one scenario cannot have.
+_OF_THE_WHOLE = ("name", "description", "figures", "extends", "scenarios", "scale", "scales")
+
+#: Word of a trial's id that names its scenario.
+SCENARIO = "scenario"
 
 
 @dataclass
@@ -99,8 +109,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
     raw = _with_bases(file, ())
     if not raw.get("name"):
         raw["name"] = file.stem
-    scale, scenarios, others = _parted(overrides)
-    for text in scale:
+    scales, scenarios, others = _parted(overrides)
+    for text in scales:
+        _refuse_other_scale(raw, text)
         _override(raw, text)
     raw = _scaled(str(path), raw)
     for text in scenarios:
@@ -111,57 +122,127 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return the overrides that choose a scale, those that change a scenario, and the others, which come last."""
+    """Return the overrides that choose or change a scale, those of a scenario, and the others, which come last."""
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     for text in overrides:
         first = text.partition("=")[0].partition(".")[0]
-        parts[{"scale": 0, "scenarios": 1}.get(first, 2)].append(text)
+        parts[{"scale": 0, "scales": 0, "scenarios": 1}.get(first, 2)].append(text)
+    parts[0].sort(key=lambda text: text.startswith("scales."))  # chosen first
     return parts
 
 
-def _scaled(source: str, raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the sweep with the entry of `scales` that `scale` names on top, and without either key.
+def _refuse_other_scale(raw: dict[str, Any], text: str) -> None:
+    """Refuse an override within a scale that is not there or not chosen: it would change nothing."""
+    path = text.partition("=")[0]
+    section, _, below = path.partition(".")
+    name, scales = below.partition(".")[0], raw.get("scales") or {}
+    if section != "scales" or not name or not isinstance(scales, dict):
+        return
+    if name not in scales:
+        hint = _nearest(name, scales, "scales.") if scales else "this sweep has none"
+        raise ConfigError("command line", path, f"no scale {name!r}", hint)
+    if name != raw.get("scale"):
+        raise ConfigError("command line", path, f"the scale {name!r} is not chosen", f"choose it: scale={name}")
 
-    Its grid replaces axes one by one, and takes away those that it sets to null.
-    """
+
+def _scaled(source: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the sweep with the entry of `scales` that `scale` names on top, and without either key."""
     scales, wanted = raw.pop("scales", None) or {}, raw.pop("scale", None)
-    if not isinstance(scales, dict):
-        raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {_shown(scales)}")
+    _check_scales(source, scales)
     if wanted is None:
         return raw
+    if isinstance(wanted, (dict, list)):
+        raise ConfigError(source, "scale", f"must be the name of one entry of scales, not {_shown(wanted)}")
     if wanted not in scales:
         hint = _nearest(str(wanted), scales) if scales else "this sweep has none"
         raise ConfigError(source, "scale", f"no scale {wanted!r}", hint)
-    overlay = scales[wanted]
-    if not isinstance(overlay, dict):
-        raise ConfigError(source, f"scales.{wanted}", f"must hold keys of a sweep, not {_shown(overlay)}")
-    return _overlaid(f"{source}, scales.{wanted}", raw, {"name": f"{raw['name']}-{wanted}"} | overlay)
+    where, overlay = f"{source}, scales.{wanted}", {"name": f"{raw['name']}-{wanted}"} | scales[wanted]
+    parts, above = raw.pop("scenarios", None) or {}, overlay.pop("scenarios", None) or {}
+    scaled = _overlaid(where, raw, overlay)
+    if not isinstance(parts, dict) or not isinstance(above, dict):
+        return scaled | {"scenarios": above or parts}
+    for name, part in parts.items():
+        if isinstance(part, dict):
+            _refuse_idle_nulls(f"{source}, scenarios.{name}", part, [raw, scaled])
+    return scaled | {"scenarios": _scaled_scenarios(where, scaled, parts, above)}
 
 
-def _overlaid(source: str, raw: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """Return `raw` with `overlay` on top. A workload of another kind replaces the one below it as a whole."""
-    raw, overlay = dict(raw), dict(overlay)
-    kinds = [part["workload"].get("kind") for part in (raw, overlay) if isinstance(part.get("workload"), dict)]
-    if len(kinds) == 2 and kinds[1] not in (None, kinds[0]):
-        del raw["workload"]
+def _scaled_scenarios(
+    where: str, scaled: dict[str, Any], parts: Mapping[str, Any], above: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the scenarios of a sweep, `parts`, with those of its scale on top, one by one."""
+    found = {**parts, **above}
+    for name in found:
+        part, overlay = parts.get(name, {}), above.get(name, {})
+        if isinstance(part, dict) and isinstance(overlay, dict):
+            found[name] = _overlaid(f"{where}.scenarios.{name}", part, overlay, scaled)
+    return found
+
+
+def _check_scales(source: str, scales: Any) -> None:
+    """Refuse scales whose keys are none of a sweep, be they chosen or not."""
+    if not isinstance(scales, dict):
+        raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {_shown(scales)}")
+    known = [f.name for f in fields(Definition) if f.name not in ("scale", "scales")]
+    for name, overlay in scales.items():
+        if not isinstance(overlay, dict):
+            raise ConfigError(source, f"scales.{name}", f"must hold keys of a sweep, not {_shown(overlay)}")
+        for key_name in overlay:
+            if key_name not in known:
+                hint = _nearest(str(key_name), known, f"scales.{name}.")
+                raise ConfigError(source, f"scales.{name}.{key_name}", "unknown key", hint)
+
+
+def _overlaid(
+    source: str, raw: dict[str, Any], overlay: dict[str, Any], lowest: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return `raw` with `overlay` on top, both to be laid over `lowest` in turn where that is given.
+
+    A workload of another kind replaces the one below it as a whole. Axes are replaced one by one; null takes one away.
+    """
+    raw, overlay, lowest = dict(raw), dict(overlay), lowest or {}
     for part in (raw, overlay):
         if isinstance(part.get("grid"), dict):
             part["grid"] = _flat_grid(source, part["grid"])
+    _refuse_idle_nulls(source, overlay, [raw, lowest])
+    if _kind_in(overlay) not in (None, _kind_in(raw) or _kind_in(lowest)) and "workload" in raw:
+        del raw["workload"]
     merged = _merge(raw, overlay)
     if isinstance(merged.get("grid"), dict):
-        merged["grid"] = {path: values for path, values in merged["grid"].items() if values is not None}
+        kept = _grid_in(lowest)
+        merged["grid"] = {path: axis for path, axis in merged["grid"].items() if axis is not None or path in kept}
     return merged
 
 
-def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str]) -> None:
+def _grid_in(raw: Mapping[str, Any]) -> dict[str, Any]:
+    grid = raw.get("grid")
+    return grid if isinstance(grid, dict) else {}
+
+
+def _kind_in(raw: Mapping[str, Any]) -> Any:
+    workload = raw.get("workload")
+    return workload.get("kind") if isinstance(workload, dict) else None
+
+
+def _refuse_idle_nulls(source: str, overlay: Mapping[str, Any], below: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a null in a grid for an axis that no grid below has: it would take nothing away."""
+    known = [path for raw in below for path in _grid_in(raw)]
+    for path, values in _grid_in(overlay).items():
+        if values is None and path not in known:
+            hint = _nearest(path, known) if known else "there are no axes below"
+            raise ConfigError(source, f"grid.{path}", "is null, but there is no such axis to take away", hint)
+
+
+def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str], scenario: str = "") -> None:
     """Refuse an override of a key that is an axis: every cell would set the key again."""
+    for name, part in sweep.scenarios.items():
+        _refuse_lost_overrides(part, overrides, f"scenarios.{name}.")
     for text in overrides:
         path, _, value = text.partition("=")
-        for scenario in sweep.scenarios.values():
-            _refuse_lost_overrides(scenario, [text])
-        if path in {axis.path for axis in sweep.axes}:
-            hint = f"set its values instead: 'grid.{path}=[{value}]'"
-            raise ConfigError("command line", path, "is an axis of this sweep", hint)
+        for axis in sweep.axes:
+            if re.sub(r"^scales\.[^.]+\.", "", path) in (axis.path, f"{scenario}{axis.path}"):
+                hint = f"set its values instead: '{path.removesuffix(axis.path)}grid.{axis.path}=[{value}]'"
+                raise ConfigError("command line", path, "is an axis of this sweep", hint)
 
 
 def find(path: str) -> Path:
@@ -234,9 +315,19 @@ def _read(file: Path) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
             raise ConfigError(str(file), str(name), "keys must be text")
-    if isinstance(value.get("grid"), dict):
-        value["grid"] = _flat_grid(str(file), value["grid"])
+    _flatten_grids(str(file), value)
     return {str(name): setting for name, setting in value.items()}
+
+
+def _flatten_grids(source: str, raw: dict[Any, Any]) -> None:
+    """Write the axes of a sweep, of its scenarios and of its scales as dotted keys, which replace each other."""
+    if isinstance(raw.get("grid"), dict):
+        raw["grid"] = _flat_grid(source, raw["grid"])
+    for section in ("scenarios", "scales"):
+        parts = raw.get(section)
+        for name, part in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(part, dict):
+                _flatten_grids(f"{source}, {section}.{name}", part)
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,21 +351,26 @@ def _override(raw: dict[str, Any], text: str) -> None:
     except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError) as e:
         problem = e.problem if isinstance(e, yaml.MarkedYAMLError) and e.problem else first_line(e)
         raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {problem}") from None
-    if path.startswith("grid.") and isinstance(raw.get("grid") or {}, dict):
-        flat = dict(_flattened({path.removeprefix("grid."): value}, ""))
-        raw["grid"] = {**(raw.get("grid") or {}), **flat}
-        return
+    if match := _AXIS.fullmatch(path):
+        section = _section(raw, match[1].split(".")[:-1])
+        if isinstance(grid := section.get("grid") or {}, dict):
+            section["grid"] = _flat_grid("command line", grid) | dict(_flattened({match[2]: value}, ""))
+            return
     _set(raw, path, value)
 
 
 def _set(raw: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
-    for name in parents:
-        below = raw.get(name)
-        if not isinstance(below, dict):
-            below = raw[name] = {}
-        raw = below
-    raw[last] = value
+    _section(raw, parents)[last] = value
+
+
+def _section(raw: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the keys at `names`, made where there are none."""
+    for name in names:
+        if not isinstance(raw.get(name), dict):
+            raw[name] = {}
+        raw = raw[name]
+    return raw
 
 
 def _deep_copy(value: Any) -> Any:
@@ -308,19 +404,20 @@ def _checked_scenarios(
             raise ConfigError(source, where, "cannot name a scenario: use letters, digits, . _ and -")
         if not isinstance(overlay, dict):
             raise ConfigError(source, where, f"must hold keys of a sweep, not {_shown(overlay)}")
-        foreign = [key for key in ("name", "figures", "extends", "scenarios", "scales") if key in overlay]
+        foreign = [key_name for key_name in _OF_THE_WHOLE if key_name in overlay]
         if foreign:
             raise ConfigError(source, f"{where}.{foreign[0]}", "belongs to the whole sweep, not to one scenario")
-        raws[str(name)] = _deep_copy(_overlaid(source, below, overlay))
+        raws[str(name)] = _deep_copy(_overlaid(f"{source}, {where}", below, overlay))
     for text in overrides:
         path = text.partition("=")[0].removeprefix("grid.")
         for raw in [raw for raw in raws.values() if _has_key(raw, path)] or raws.values():
             _override(raw, text)
-    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw) for name, raw in raws.items()}
+    inherited = _grid_in(below)
+    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited) for name, raw in raws.items()}
     first = next(iter(parts.values()))
     figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
     most = max(part.repeats for part in parts.values())
-    return Sweep(source, first.name, first.description, most, figures, (), below, parts)
+    return Sweep(source, first.name, first.description, most, figures, (), {}, parts)
 
 
 def _has_key(raw: Mapping[str, Any], path: str) -> bool:
@@ -329,15 +426,16 @@ def _has_key(raw: Mapping[str, Any], path: str) -> bool:
     workload = raw.get("workload")
     if section != "workload" or name in ("", "kind") or not isinstance(workload, Mapping):
         return True
-    kind = workload.get("kind")
+    kind = str(workload.get("kind"))
     return kind in workloads.WORKLOADS and name.partition(".")[0] in get_type_hints(workloads.load(kind).Config)
 
 
-def _checked_cells(source: str, raw: dict[str, Any]) -> Sweep:
+def _checked_cells(source: str, raw: dict[str, Any], inherited: Collection[str] = ()) -> Sweep:
+    """Return a checked sweep without scenarios; `inherited` are the axes that come from below a scenario."""
     grid = _pop_grid(source, raw)
     _check_shape(source, Definition, raw, "")
     kind = _workload_kind(source, raw)
-    axes = _axes(source, grid, kind)
+    axes = _axes(source, grid, kind, inherited)
     first = _deep_copy(raw)
     for axis in axes:
         _set(first, axis.path, axis.values[0])
@@ -351,8 +449,23 @@ def _checked_cells(source: str, raw: dict[str, Any]) -> Sweep:
         if name not in FIGURES:
             raise ConfigError(source, "figures", f"no figure {name!r}", _nearest(name, FIGURES))
     if figures is None:
-        figures = workloads.of_config(_checked_trial(source, first)).figures
+        figures = _figures(_checked_trial(source, first)["workload"], axes)
     return Sweep(source, typed["name"], typed["description"], typed["repeats"], tuple(figures), axes, raw)
+
+
+def _figures(workload: dict[str, Any], axes: Sequence[Axis]) -> tuple[str, ...]:
+    """Return what suits a workload that is checked, and those that differ from it in one axis."""
+    config = workloads.load(workload["kind"]).Config
+    found = dict.fromkeys(workloads.of_config({"workload": workload}).figures)
+    for axis in [axis for axis in axes if axis.path.startswith("workload.")]:
+        for value in axis.values[1:]:
+            cell = {"workload": _deep_copy(workload)}
+            _set(cell, axis.path, value)
+            with suppress(ConfigError, TypeError, ValueError):  # a bad value, which the plan tells of
+                own = {name: value for name, value in cell["workload"].items() if name != "kind"}
+                _check_shape("", config, own, "workload.")
+                found |= dict.fromkeys(workloads.of_config(cell).figures)
+    return tuple(found)
 
 
 def _pop_grid(source: str, raw: dict[str, Any]) -> dict[str, Any]:
@@ -380,14 +493,15 @@ def _flattened(grid: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _axes(source: str, grid: Mapping[str, Any], kind: str) -> tuple[Axis, ...]:
+def _axes(source: str, grid: Mapping[str, Any], kind: str, inherited: Collection[str]) -> tuple[Axis, ...]:
     lasts = [path.rsplit(".", 1)[-1] for path in grid]
     known = _axis_paths(kind)
     axes = []
     for path, values in grid.items():
         where = f"grid.{path}"
         if path not in known and path.rpartition(".")[0] not in _open_mappings(kind):
-            raise ConfigError(source, where, "no such key to make an axis of", _nearest(path, known))
+            hint = "to run without it, set it to null in this scenario's grid" if path in inherited else ""
+            raise ConfigError(source, where, "no such key to make an axis of", hint or _nearest(path, known))
         if not isinstance(values, list):
             raise ConfigError(source, where, f"must be a list of values, not {values!r}")
         if not values:
@@ -396,7 +510,7 @@ def _axes(source: str, grid: Mapping[str, Any], kind: str) -> tuple[Axis, ...]:
         if twice:
             raise ConfigError(source, where, f"lists {twice[0]!r} twice; set repeats for more trials of a cell")
         last = path.rsplit(".", 1)[-1]
-        axes.append(Axis(path, path if lasts.count(last) > 1 else last, tuple(values)))
+        axes.append(Axis(path, path if lasts.count(last) > 1 or last == SCENARIO else last, tuple(values)))
     return tuple(axes)
 
 

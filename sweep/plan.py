@@ -14,7 +14,7 @@ from typing import Any
 
 import analysis
 import tasks
-from sweep.config import Sweep
+from sweep.config import SCENARIO, Sweep
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -54,7 +54,7 @@ class Grid:
 def _expanded(sweep: Sweep) -> Iterator[Trial]:
     cells = list(_cells(sweep, {}))
     for name, scenario in sweep.scenarios.items():
-        cells += _cells(scenario, {"scenario": name})
+        cells += _cells(scenario, {SCENARIO: name})
     for repeat in range(1, sweep.repeats + 1):
         for cell, config, repeats in cells:
             if repeat <= repeats:

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from tasks import interpreter, machine, phases, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import StorageError, TaskError, TracerError
+from tasks.jobs.free_space import is_full
 from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
@@ -39,9 +39,6 @@ from tasks.workloads import Job, Span
 Announce = Callable[[str], None]
 
 _POLL_S = 0.25
-
-#: With less room than this a job's next block did not fit: filesystems keep a few for themselves.
-_FULL_BYTES = 4 << 20
 
 
 def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, Any]:
@@ -74,7 +71,11 @@ def _fail(record: dict[str, Any], reason: str) -> None:
     if record["verdict"] is None:
         record["verdict"] = vars(Verdict.failed(reason))
     else:
-        record["trouble"] = reason
+        _add_trouble(record, reason)
+
+
+def _add_trouble(record: dict[str, Any], reason: str) -> None:
+    record["trouble"] = "; ".join(filter(None, [record.get("trouble"), reason]))
 
 
 def spool_of(lease: Lease) -> Path:
@@ -198,7 +199,7 @@ class _Trial:
         """Write samples, phases and metrics, which need no trace, and return what the job reported."""
         sampler.write(self._spool / "samples.parquet", self._provenance)
         if sampler.trouble:
-            self._record["trouble"] = sampler.trouble
+            _add_trouble(self._record, sampler.trouble)
         report = phases.read(self._phases_path, job.process)
         phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
         self._record["metrics"] = report.metrics | seen.memory
@@ -263,7 +264,6 @@ class _Trial:
         begin_ns = time.monotonic_ns()
         follower = phases.Follower(self._phases_path)
         procs = limit.procs if limit else None
-        free_bytes = _free_bytes(offload_dir)
         with child(job.argv, log, environment, cgroup_procs=procs) as process:
             while process.poll() is None:
                 if time.monotonic_ns() - begin_ns > limit_s * 1_000_000_000:
@@ -271,12 +271,11 @@ class _Trial:
                 if (phase := follower.latest()) is not None:
                     self._announce(phase)
                 _wait(process, _POLL_S)
-                free_bytes = min(free_bytes, _free_bytes(offload_dir))
             code = process.poll()
         span = Span(job.process, "job", begin_ns, time.monotonic_ns())
         if code is None:
             return f"{job.process} ran longer than limits.time_limit_s ({limit_s} s) and was stopped", span
-        if code and free_bytes < _FULL_BYTES:
+        if code and is_full(offload_dir):
             return f"the filesystem under test was full; {job.process} ended with {exit_in_words(code)}", span
         return (f"{job.process} ended with {exit_in_words(code)}" if code else None), span
 
@@ -286,15 +285,6 @@ class _Trial:
         begin_ns = time.monotonic_ns()
         flush(found.offload_dir)
         return Span("trial", "drain", begin_ns, time.monotonic_ns())
-
-
-def _free_bytes(folder: Path) -> int:
-    """Return the room on the folder's filesystem; a job that took its own folder away did not run out of it."""
-    try:
-        found = os.statvfs(folder)
-    except OSError:
-        return sys.maxsize
-    return found.f_bfree * found.f_frsize
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> None:

@@ -10,6 +10,9 @@ from tasks.units import format_bytes
 #: A job that moved less than this share of what it should has not used the device at all.
 _NOTHING = 0.01
 
+#: A workload that promises more than this share uses direct I/O, or evicts its files: memory is not what it lacks.
+_DIRECT = 0.9
+
 _FAULTS = {
     "lost": "events were lost between kernel and tracer; raise trace.buffer_size",
     "unmatched": "requests had an issue without a completion, or a completion without an issue",
@@ -57,7 +60,7 @@ class Verdict:
         idle = [op for op, (n, share) in wanted.items() if share and counted[op] < n * _NOTHING]
         for op, (n, share) in wanted.items():
             if op in idle:
-                reasons.append(_idle(op, n, counted[op]))
+                reasons.append(_idle(op, n, counted[op], share))
             elif counted[op] < n * share:
                 reasons.append(_too_few(op, n, counted[op], share))
         reasons += doubts
@@ -77,9 +80,9 @@ def _too_few(op: str, expected: int, counted: int, share: float) -> str:
     return f"the job should {op} {format_bytes(expected)}{least}, the device saw {format_bytes(counted)}: {cause}"
 
 
-def _idle(op: str, expected: int, counted: int) -> str:
-    cause = (
-        "the page cache answered; set limits.memory below what is offloaded" if op == "read" else "nothing was stored"
-    )
+def _idle(op: str, expected: int, counted: int, share: float) -> str:
+    cause = "the page cache answered" if op == "read" else "nothing reached it"
+    if op == "read" and share < _DIRECT:
+        cause += "; set limits.memory below what is offloaded"
     saw = format_bytes(counted) if counted else "none of it"
     return f"the job should {op} {format_bytes(expected)} and the device saw {saw}: {cause}"

@@ -377,7 +377,14 @@ def test_scenarios_written_out_make_the_same_trials(file: Any, tmp_path: Path) -
     [
         ("workload.no_such_key=1", "unknown key"),
         ("storage.fs=xfs", "is an axis"),
+        (
+            "scenarios.tensors.storage.fs=xfs",
+            r"is an axis of this sweep\n.*'scenarios\.tensors\.grid\.storage\.fs=\[xfs\]'",
+        ),
         ("scenarios.tensors.name=x", "belongs to the whole sweep"),
+        ("scenarios.tensors.scale=small", r"tensors\.scale: belongs to the whole sweep"),
+        ("scenarios.tensors.description=x", r"tensors\.description: belongs to the whole sweep"),
+        ("scenarios.tensors.grid.workload.lops=null", r"grid\.workload\.lops: is null, but there is no such axis"),
         ("scenarios.program.workload.argvs=[x]", "did you mean workload.argv"),
         ("scenarios=[1]", "must map names"),
         ("scenarios.tensors=3", "must hold keys of a sweep"),
@@ -406,6 +413,88 @@ def test_a_key_of_one_workload_goes_to_the_scenarios_that_run_it(file: Any) -> N
     assert {t.config["workload"].get("space") for t in trials} == {"2MiB", None}
     grid = Grid(load(file(scenarios=SCENARIOS), ["grid.workload.queue_depth=[1,2]"])).trials
     assert len(grid) == 2 * 2 + 1
+
+
+def test_overrides_within_a_scale_reach_the_sweep_it_is_laid_over() -> None:
+    sweep = load("conf/fig5.yaml", ["scales.small.limits.memory=1GiB", "scale=small", "scales.small.repeats=1"])
+    assert {t.config["limits"]["memory"] for t in Grid(sweep).trials} == {"1GiB"}
+    sweep = load("conf/fig5.yaml", ["scale=small", "scales.small.grid.workload.batch_size=[8]"])
+    assert ids(sweep) == ["batch_size=8,rep=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            ["scales.smal.repeats=2"],
+            r"command line: scales\.smal\.repeats: no scale 'smal'\n.*did you mean scales\.small",
+        ),
+        (["scales.small.repeats=2"], r"the scale 'small' is not chosen\n.*scale=small"),
+        (["scale=small", "scales.small.storage.fs=xfs"], r"is an axis.*\n.*'scales\.small\.grid\.storage\.fs=\[xfs\]'"),
+        (
+            ["scale=small", "scales.small.grid.workload.lops=null"],
+            r"workload\.lops: is null.*\n.*mean workload\.loops\?",
+        ),
+        (["scale=[small]"], r"scale: must be the name of one entry of scales, not \[\"small\"\]"),
+        (["scale.foo=1"], "scale: must be the name of one entry of scales"),
+    ],
+)
+def test_what_a_scale_cannot_take_is_refused(file: Any, words: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(file(grid={"storage.fs": ["ext4"], "workload.loops": [1, 2]}, scales=SCALES), words)
+
+
+@pytest.mark.parametrize("grid", [{"storage.fs": ["ext4", "xfs"]}, {"storage": {"fs": ["ext4", "xfs"]}}])
+def test_an_axis_of_a_scenario_is_replaced_however_it_is_written(file: Any, grid: Any) -> None:
+    path = file(
+        scenarios={"a": {"grid": grid}}, scales={"s": {"scenarios": {"a": {"grid": {"storage": {"fs": ["xfs"]}}}}}}
+    )
+    assert ids(load(path, ["scenarios.a.grid.storage.fs=[btrfs]"])) == ["scenario=a,fs=btrfs,rep=1"]
+    assert ids(load(path, ["scale=s"])) == ["scenario=a,fs=xfs,rep=1"]
+    again = file("top.yaml", minimal=False, extends="sweep.yaml", scenarios={"a": {"grid": {"storage.fs": ["btrfs"]}}})
+    assert ids(load(again)) == ["scenario=a,fs=btrfs,rep=1"]
+
+
+def test_a_scale_may_give_a_scenario_another_kind_of_workload(file: Any) -> None:
+    other = {"workload": {"kind": "command", "argv": ["true"]}}
+    for own in ({"loops": 2}, {"kind": "tensor_io", "loops": 2}):
+        sweep = load(file(scenarios={"a": {"workload": own}}, scales={"s": {"scenarios": {"a": other}}}), ["scale=s"])
+        assert only(sweep)["workload"]["argv"] == ["true"]
+
+
+def test_null_takes_an_axis_away_from_whatever_is_below(file: Any) -> None:
+    taken = {"grid": {"workload.loops": None}}
+    top = {"grid": {"workload.loops": [1, 2]}}
+    # the scenario takes the axis away that the scale takes away too
+    assert ids(load(file(**top, scenarios={"a": taken}, scales={"s": taken}), ["scale=s"])) == ["scenario=a,rep=1"]
+    # a scale takes an axis away that is the scenario's own, one that it inherits, and one that is both
+    for below, own in (({}, top), (top, {}), (top, {"grid": {"workload.loops": [3]}})):
+        path = file(**below, scenarios={"a": own}, scales={"s": {"scenarios": {"a": taken}}})
+        assert len(ids(load(path))) in (1, 2)
+        assert ids(load(path, ["scale=s"])) == ["scenario=a,rep=1"]
+    # one of a scenario that is not there
+    for words in ([], ["scale=s"]):
+        with pytest.raises(ConfigError, match=r"scenarios\.a: grid\.workload\.loops: is null"):
+            load(file(scenarios={"a": taken}, scales={"s": {"repeats": 2}}), words)
+
+
+def test_a_value_called_scenario_keeps_its_whole_name(file: Any) -> None:
+    workload = {"kind": "command", "argv": ["echo", "{scenario}"]}
+    grid = {"workload.values.scenario": ["a", "b"]}
+    sweep = load(file(workload=workload, grid=grid, scenarios={"x": {}, "y": {}}))
+    assert ids(sweep)[0] == "scenario=x,workload.values.scenario=a,rep=1"
+    assert len(set(ids(sweep))) == 4
+
+
+def test_figures_suit_all_cells(file: Any) -> None:
+    workload = {"kind": "flexgen", "model": None, "prompt_len": 192, "gen_len": 12}
+    workload["shape"] = {"layers": 4, "hidden": 128, "heads": 2, "vocabulary": 512, "positions": 512}
+    on_disk = [[0, 0, 100, 0, 100, 0], [100, 0, 0, 0, 100, 0]]
+    sweep = load(file(workload=workload, grid={"workload.batch_size": [1, 2], "workload.percent": on_disk}))
+    assert set(sweep.figures) == {"fig4", "fig5", "fig6", "bandwidth", "sizes"}
+    bad = load(file(workload=workload, grid={"workload.percent": [on_disk[0], ["x", 0, 0, 0, 0, 0], 7]}))
+    with pytest.raises(ConfigError, match=r"workload\.percent"):
+        Grid(bad)
 
 
 def test_every_key_is_documented() -> None:

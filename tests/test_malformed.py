@@ -102,6 +102,34 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "a bad value on an axis": (SMALL + "grid: {storage.fs: [xfs, zfs]}\n", ["storage.fs: cannot make 'zfs'"]),
     "a bad type on an axis": (SMALL + "grid: {workload.loops: [1, x]}\n", ["workload.loops: must be a whole number"]),
+    "an axis that a scenario's program has not": (
+        SMALL + "grid: {workload.loops: [1]}\nscenarios: {a: {workload: {kind: command, argv: [ls]}}}\n",
+        ["c.yaml, scenarios.a: grid.workload.loops: no such key to make an axis of", "null in this scenario's grid"],
+    ),
+    # scales and scenarios
+    "keys for a scale's name": (SMALL + "scale: {a: b}\n", ["scale: must be the name of one entry of scales"]),
+    "a list of scales": (SMALL + "scale: [a]\nscales: {a: {}}\n", ['of scales, not ["a"]']),
+    "an unknown key of a scale": (
+        SMALL + "scales: {s: {limit: {memory: 1GiB}}}\n",
+        ["scales.s.limit: unknown key", "did you mean scales.s.limits?"],
+    ),
+    "a scale in a scale": (SMALL + "scales: {s: {scales: {}}}\n", ["scales.s.scales: unknown key"]),
+    "a scale that takes away no axis": (
+        SMALL + "grid: {workload.loops: [1]}\nscale: s\nscales: {s: {grid: {workload.lops: null}}}\n",
+        ["c.yaml, scales.s: grid.workload.lops: is null", "did you mean workload.loops?"],
+    ),
+    "a scenario's grid that is a number": (
+        SMALL + "grid: 3\nscenarios: {a: {}}\n",
+        ["c.yaml, scenarios.a: grid: must map"],
+    ),
+    "a number for the grid below a scale": (
+        SMALL + "grid: 3\nscale: s\nscales: {s: {grid: {storage.fs: null}, scenarios: {a: {}}}}\n",
+        ["c.yaml, scales.s: grid.storage.fs: is null", "there are no axes below"],
+    ),
+    "scenarios of a scale that are a list": (
+        SMALL + "scale: s\nscales: {s: {scenarios: [a]}}\nscenarios: {a: {}}\n",
+        ["scenarios: must map names to keys"],
+    ),
     # names of things that do not exist
     "no workload": ("repeats: 3\n", ["workload.kind: is missing", "tensor_io"]),
     "no kind of workload": ("workload: {sizes: [1MiB]}\n", ["workload.kind: is missing"]),
@@ -241,6 +269,10 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
     "an override of an axis": (
         ["good.yaml", "grid.storage.fs=[ext4]", "storage.fs=xfs"],
         ["command line: storage.fs: is an axis of this sweep", "'grid.storage.fs=[xfs]'"],
+    ),
+    "an override beside a list of workloads": (
+        ["good.yaml", "scenarios.a.workload.kind=[command]", "workload.loops=2"],
+        ["workload.kind: no workload"],
     ),
     "an override of the bases": (["good.yaml", "extends=a.yaml"], ["command line: extends: belongs into a sweep file"]),
     "an override that empties an axis": (["good.yaml", "grid.storage.fs=[]"], ["grid.storage.fs: has no values"]),

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from generation_log import Phases, check_shape, in_words, prompts, report, write_tokens
+from generation_log import Phases, check_shape, device, in_words, prompts, report, write_tokens
 from phase_log import PhaseLog
 
 #: FlexGen takes a path with this word for weights that it makes up.
@@ -34,7 +34,7 @@ def main(job_path: str) -> None:
     check_shape(job)
     import torch
 
-    on_cuda = job["device"] == "cuda" or (job["device"] == "auto" and torch.cuda.is_available())
+    on_cuda = device(job, torch) == "cuda"
     engine = Engine(job, phases, on_cuda)
     engine.run()
     phases.leave()
@@ -191,10 +191,12 @@ def run(job_path: str) -> None:
         main(job_path)
     except Exception as e:  # noqa: BLE001 - whatever the engine threw becomes the reason
         traceback.print_exc()
-        job = json.loads(Path(job_path).read_text())
-        PhaseLog().error(in_words(e, job["offload_dir"]))
-        sys.stdout.flush()
-        os._exit(1)
+        try:
+            job = json.loads(Path(job_path).read_text())
+            PhaseLog().error(in_words(e, job["offload_dir"]))
+            sys.stdout.flush()
+        finally:
+            os._exit(1)
 
 
 if __name__ == "__main__":

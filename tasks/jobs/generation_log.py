@@ -7,7 +7,6 @@ prefill is the pass that turns the prompts into the first token of each, decode 
 from __future__ import annotations
 
 import json
-import os
 import random
 import traceback
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from free_space import is_full
 from phase_log import PhaseLog
-
-#: With less room than this the next block did not fit.
-_FULL_BYTES = 4 << 20
 
 #: Ids below this are special tokens of OPT: beginning, padding, end, unknown.
 _FIRST_WORD = 4
@@ -74,9 +71,8 @@ def _peak_host_memory_bytes() -> int:
 
 
 def in_words(error: BaseException, offload_dir: str) -> str:
-    """Return what an engine's error means; a full filesystem shows as all kinds of errors."""
-    free = os.statvfs(offload_dir)
-    full = "the filesystem under test was full: " if free.f_bfree * free.f_frsize < _FULL_BYTES else ""
+    """Return what an engine's error means; a full filesystem shows as all kinds of errors of the system."""
+    full = "the filesystem under test was full: " if is_full(offload_dir) else ""
     # Engines assert without words: then the line that did.
     text = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
     return f"{full}{type(error).__name__}: {text}"
@@ -98,6 +94,18 @@ def check_shape(job: dict[str, Any]) -> None:
         if found.get(theirs) != job["shape"][ours]:
             text = f"{ours} {found.get(theirs)} ({theirs} of its config.json), the sweep asks for {job['shape'][ours]}"
             raise ValueError(f"workload.checkpoint: {job['checkpoint']} has {text}")
+
+
+def device(job: dict[str, Any], torch: Any) -> str:
+    """Return where to compute, `cuda` or `cpu`; raise ValueError where that is not to be had.
+
+    A node with a GPU whose torch finds none must not pass as a measurement of that GPU.
+    """
+    found = torch.cuda.is_available()
+    if not found and (job["device"] == "cuda" or (job["device"] == "auto" and job["gpu"])):
+        text = f"{job['device']} means CUDA on this node, and torch {torch.__version__} finds none"
+        raise ValueError(f"workload.device: {text}: install a torch with CUDA, or say cpu")
+    return "cuda" if found and job["device"] != "cpu" else "cpu"
 
 
 def write_tokens(job: dict[str, Any], tokens: Sequence[Sequence[int]]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aio_library import load_library, load_pinned
-from generation_log import Phases, check_shape, in_words, prompts, report, write_tokens
+from generation_log import Phases, check_shape, device, in_words, prompts, report, write_tokens
 from phase_log import PhaseLog
 
 #: Made-up weights are views of one buffer of random numbers, each this many elements after the one before.
@@ -40,14 +40,14 @@ def main(job_path: str) -> None:
     _check_locked_memory(job["locked_bytes"])
     import torch
 
-    device = _device(job, torch)
-    engine = _engine(job, torch, device)
+    chosen = _device(job, torch)
+    engine = _engine(job, torch, chosen)
     _check_offloaded(job)
-    if device == "cuda":
+    if chosen == "cuda":
         torch.cuda.reset_peak_memory_stats()  # the model is built in larger pieces than it is run in
     tokens, seconds = _generate(job, torch, engine, phases)
     sizes = {name: job[name] for name in ("model_bytes", "cache_bytes", "offloaded_bytes")}
-    if device == "cuda":
+    if chosen == "cuda":
         sizes["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     report(log, job, job["batch_size"], seconds, sizes)
     write_tokens(job, tokens)
@@ -67,14 +67,12 @@ def _check_locked_memory(needed_bytes: int) -> None:
 
 def _device(job: dict[str, Any], torch: Any) -> str:
     """Return where to compute, and tell DeepSpeed."""
-    found = torch.cuda.is_available()
-    if not found:
-        for name, wanted in (("device", "cuda"), ("dtype", "float16"), ("kv_offload", True)):
-            if job[name] == wanted:
-                raise ValueError(f"workload.{name}: {wanted} needs CUDA, and torch finds none")
-    device = "cuda" if found and job["device"] != "cpu" else "cpu"
-    os.environ["DS_ACCELERATOR"] = device
-    return device
+    chosen: str = device(job, torch)
+    for name, wanted in (("dtype", "float16"), ("kv_offload", True)):
+        if chosen == "cpu" and job[name] == wanted:
+            raise ValueError(f"workload.{name}: {wanted} needs CUDA, and torch finds none")
+    os.environ["DS_ACCELERATOR"] = chosen
+    return chosen
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -238,10 +236,12 @@ def run(job_path: str) -> None:
         main(job_path)
     except Exception as e:  # noqa: BLE001 - whatever the engine threw becomes the reason
         traceback.print_exc()
-        job = json.loads(Path(job_path).read_text())
-        PhaseLog().error(in_words(e, job["offload_dir"]))
-        sys.stdout.flush()
-        os._exit(1)
+        try:
+            job = json.loads(Path(job_path).read_text())
+            PhaseLog().error(in_words(e, job["offload_dir"]))
+            sys.stdout.flush()
+        finally:
+            os._exit(1)
 
 
 if __name__ == "__main__":

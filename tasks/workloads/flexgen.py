@@ -48,7 +48,7 @@ class Config(GenerationConfig):
     compress_weight: bool = key(False, "weights in 4 bits")
     compress_cache: bool = key(False, "KV cache in 4 bits")
     least_share: float = key(
-        0.05, "share of the expected reads that must reach the device: the page cache may answer the rest"
+        0.5, "share of the expected reads that must reach the device: the page cache may answer the rest"
     )
 
 
@@ -101,11 +101,14 @@ class Workload(Generation):
             yield Problem("batch_size" if name == "a layer's keys" else "shape", f"{name} {text}: make it smaller")
 
     def _copies(self) -> Iterator[tuple[int, str]]:
-        """Yield elements and name of what is copied at once."""
+        """Yield elements and name of what a copy thread moves at once; what is on the GPU needs none."""
         c, shape = self._config, self.shape
-        yield shape.vocabulary * shape.hidden, "the token embedding"
-        yield shape.hidden**2 * FEED_FORWARD, "a layer's weight"
-        yield (c.prompt_len + c.gen_len) * c.batch_size * shape.hidden, "a layer's keys"
+        yield 0, "nothing"
+        if c.percent[0] < 100:
+            yield shape.vocabulary * shape.hidden, "the token embedding"
+            yield shape.hidden**2 * FEED_FORWARD, "a layer's weight"
+        if c.percent[2] < 100:
+            yield (c.prompt_len + c.gen_len) * c.batch_size * shape.hidden, "a layer's keys"
 
     def _on_disk(self, part: str) -> int:
         """Return the per cent of `weights`, `cache` or `activations` that is on disk."""
@@ -192,8 +195,13 @@ class Workload(Generation):
         ]
 
     def _converted(self) -> Path:
-        """Return where a checkpoint's weights are kept in FlexGen's own form, beside the node's other state."""
-        name = hashlib.sha256(str(self._config.checkpoint).encode()).hexdigest()[:16]
+        """Return where a checkpoint's weights are kept in FlexGen's own form, beside the node's other state.
+
+        Files of another size or age make another checkpoint.
+        """
+        folder = Path(str(self._config.checkpoint))
+        found = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
+        name = hashlib.sha256(repr((str(folder), found)).encode()).hexdigest()[:16]
         return state_dir() / "flexgen-weights" / name
 
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import interpreter, models
+from tasks import interpreter, machine, models
 from tasks.models import Shape
 from tasks.spec import key
 from tasks.workloads import Problem, Span
@@ -108,7 +108,8 @@ class Generation:
         c = self._config
         shared = {name: vars(c)[name] for name in ("checkpoint", "batch_size", "prompt_len", "gen_len", "device")}
         path = folder / "job.json"
-        path.write_text(json.dumps({"shape": self.shape.to_json(), **shared, **more}, indent=1))
+        job = {"shape": self.shape.to_json(), "gpu": bool(machine.gpus()), **shared, **more}
+        path.write_text(json.dumps(job, indent=1))
         return path
 
 
