@@ -115,6 +115,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
         _override(raw, text)
     raw = _scaled(str(path), raw)
     for text in scenarios:
+        _refuse_other_scenario(raw, text)
         _override(raw, text)
     sweep = _checked(str(path), raw, others)
     _refuse_lost_overrides(sweep, overrides)
@@ -129,6 +130,16 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         parts[{"scale": 0, "scales": 0, "scenarios": 1}.get(first, 2)].append(text)
     parts[0].sort(key=lambda text: text.startswith("scales."))  # chosen first
     return parts
+
+
+def _refuse_other_scenario(raw: dict[str, Any], text: str) -> None:
+    """Refuse an override within a scenario that is not there: it would make one of that key alone."""
+    path = text.partition("=")[0]
+    name, dot, _ = path.removeprefix("scenarios.").partition(".")
+    known = raw.get("scenarios") or {}
+    if dot and isinstance(known, dict) and name not in known:
+        hint = _nearest(name, known, "scenarios.") if known else "this sweep has none"
+        raise ConfigError("command line", path, f"no scenario {name!r}", hint)
 
 
 def _refuse_other_scale(raw: dict[str, Any], text: str) -> None:

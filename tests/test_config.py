@@ -376,6 +376,7 @@ def test_scenarios_written_out_make_the_same_trials(file: Any, tmp_path: Path) -
     ("override", "words"),
     [
         ("workload.no_such_key=1", "unknown key"),
+        ("scenarios.tensor.repeats=3", "no scenario 'tensor'\n.*did you mean scenarios.tensors"),
         ("storage.fs=xfs", "is an axis"),
         (
             "scenarios.tensors.storage.fs=xfs",
