@@ -271,7 +271,7 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["command line: storage.fs: is an axis of this sweep", "'grid.storage.fs=[xfs]'"],
     ),
     "an override beside a list of workloads": (
-        ["good.yaml", "scenarios.a.workload.kind=[command]", "workload.loops=2"],
+        ["good.yaml", "scenarios={a: {workload: {kind: [command]}}}", "workload.loops=2"],
         ["workload.kind: no workload"],
     ),
     "an override of the bases": (["good.yaml", "extends=a.yaml"], ["command line: extends: belongs into a sweep file"]),
