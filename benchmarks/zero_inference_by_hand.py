@@ -1,4 +1,4 @@
-"""ZeRO-Inference as one starts it by hand: `python zero_inference_by_hand.py JOB.json`, no hooks, no phases.
+"""ZeRO-Inference as one starts it by hand: `python zero_inference_by_hand.py JOB.json`, no phases.
 
 What a user of DeepSpeedExamples' run_model.py does: build, initialise, generate once to warm up, generate, divide by
 the clock. It takes the same DeepSpeed configuration and dummy weights as the trial.

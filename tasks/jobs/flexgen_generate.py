@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from generation_log import Phases, check_shape, device, in_words, prompts, report, write_tokens
+from generation_log import Phases, check_shape, device, prompts, report, run, write_tokens
 from phase_log import PhaseLog
 
 #: FlexGen takes a path with this word for weights that it makes up.
@@ -185,19 +185,5 @@ def _report_dead_threads(log: PhaseLog) -> None:
     threading.excepthook = died
 
 
-def run(job_path: str) -> None:
-    """Run the job; where it fails, say why and end at once: copy threads would keep the interpreter alive."""
-    try:
-        main(job_path)
-    except Exception as e:  # noqa: BLE001 - whatever the engine threw becomes the reason
-        traceback.print_exc()
-        try:
-            job = json.loads(Path(job_path).read_text())
-            PhaseLog().error(in_words(e, job["offload_dir"]))
-            sys.stdout.flush()
-        finally:
-            os._exit(1)
-
-
 if __name__ == "__main__":
-    run(sys.argv[1])
+    run(main, sys.argv[1])

@@ -7,9 +7,11 @@ prefill is the pass that turns the prompts into the first token of each, decode 
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,21 @@ def _peak_host_memory_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def in_words(error: BaseException, offload_dir: str) -> str:
+def run(main: Callable[[str], None], job_path: str) -> None:
+    """Run `main`; where it fails, say why and end at once: an engine's threads would keep the process, or abort it."""
+    try:
+        main(job_path)
+    except Exception as e:  # noqa: BLE001 - whatever the engine threw becomes the reason
+        traceback.print_exc()
+        try:
+            job = json.loads(Path(job_path).read_text())
+            PhaseLog().error(_in_words(e, job["offload_dir"]))
+            sys.stdout.flush()
+        finally:
+            os._exit(1)
+
+
+def _in_words(error: BaseException, offload_dir: str) -> str:
     """Return what an engine's error means; a full filesystem shows as all kinds of errors of the system."""
     full = "the filesystem under test was full: " if is_full(offload_dir) else ""
     # Engines assert without words: then the line that did.

@@ -13,12 +13,11 @@ import re
 import resource
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from aio_library import load_library, load_pinned
-from generation_log import Phases, check_shape, device, in_words, prompts, report, write_tokens
+from generation_log import Phases, check_shape, device, prompts, report, run, write_tokens
 from phase_log import PhaseLog
 
 #: Made-up weights are views of one buffer of random numbers, each this many elements after the one before.
@@ -229,20 +228,6 @@ def _prepare_environment() -> None:
         os.environ["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(\d)a\b", r"\1", os.environ["TORCH_CUDA_ARCH_LIST"])
 
 
-def run(job_path: str) -> None:
-    """Run the job; where it fails, say why and end at once: aio threads that still live would abort the process."""
-    _prepare_environment()
-    try:
-        main(job_path)
-    except Exception as e:  # noqa: BLE001 - whatever the engine threw becomes the reason
-        traceback.print_exc()
-        try:
-            job = json.loads(Path(job_path).read_text())
-            PhaseLog().error(in_words(e, job["offload_dir"]))
-            sys.stdout.flush()
-        finally:
-            os._exit(1)
-
-
 if __name__ == "__main__":
-    run(sys.argv[1])
+    _prepare_environment()
+    run(main, sys.argv[1])
