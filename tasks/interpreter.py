@@ -68,7 +68,7 @@ def versions(python: str | None, names: Sequence[str]) -> dict[str, str]:
     except (ValueError, KeyError, TypeError):
         said = (done.stderr or done.stdout).strip().splitlines()
         words = said[-1] if said else f"exit code {done.returncode}"
-        raise InterpreterError(f"workload.python: {python} is no Python 3.8 or newer: {words}") from None
+        raise InterpreterError(f"workload.python: {python} is no Python 3.9 or newer: {words}") from None
     missing = [name for name in names if found[name] is None]
     if missing:
         install = f"{python} -m pip install {' '.join(missing)}"

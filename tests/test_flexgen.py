@@ -351,7 +351,7 @@ def test_a_full_disk_is_told(run_here, fs):
     ("python", "words"),
     [
         ("/no/such/python", "/no/such/python cannot be started: No such file or directory"),
-        ("/bin/false", "/bin/false is no Python 3.8 or newer: exit code 1"),
+        ("/bin/false", "/bin/false is no Python 3.9 or newer: exit code 1"),
         (None, "has no flexgen, torch, transformers, numpy; to install: "),
     ],
     ids=["absent", "no interpreter", "without the engine"],
