@@ -226,7 +226,7 @@ class Gds(Aio):
             self.handle.unpin_device_tensor(tensor)
 
 
-#: Stores and loads a page; DeepSpeed's operator ends the process where cuFile refuses.
+#: Stores and loads a MiB; DeepSpeed's operator ends the process where cuFile refuses.
 _GDS_TRIAL = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
