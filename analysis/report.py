@@ -196,11 +196,10 @@ def _device_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _engine_rows(run: Run) -> list[dict[str, Any]]:
-    """Return what engines reported of each trial, a text by metric; no rows where none of them did."""
+    """Return what engines reported, a text by metric, of every trial of which one did."""
     names = [name for columns in _ENGINE.values() for name in columns]
-    if not any(name in trial.measured for trial in run.published for name in names):
-        return []
-    return [{"trial": trial, "texts": [_measured(trial, name) for name in names]} for trial in run.published]
+    reported = [trial for trial in run.published if any(name in trial.measured for name in names)]
+    return [{"trial": trial, "texts": [_measured(trial, name) for name in names]} for trial in reported]
 
 
 def _measured(trial: Trial, name: str) -> str | None:
@@ -218,7 +217,8 @@ def _nodes(run: Run) -> list[dict[str, str]]:
     packages: dict[str, dict[str, Any]] = {}
     for trial in run.published:
         node = trial.section("node")
-        packages.setdefault(str(node.get("hostname")), dict(node.get("packages") or {}))
+        # Trials of several workloads used several engines
+        packages.setdefault(str(node.get("hostname")), {}).update(node.get("packages") or {})
         if node and not run.record.get("nodes") and node.get("hostname") not in [n.get("hostname") for n in nodes]:
             nodes.append(node)
     return [_node(node, packages.get(str(node.get("hostname")), {})) for node in nodes]
