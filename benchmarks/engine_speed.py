@@ -56,7 +56,7 @@ def by_hand(trial, folder):
     workload, memory = workloads.of_config(trial), limits_of(trial).memory
     with volume(storage_of(trial), lease) as found:
         flush(found.offload_dir)  # as a trial does: nothing of mkfs is in flight when the engine starts
-        found.device.settle()
+        found.devices.settle()
         limited = memory_limited(parse_bytes(memory), lease) if memory else nullcontext()
         with limited as limit:
             workload.job(folder, found.offload_dir, 1)  # writes the description that both read

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,9 @@ class Counters:
     discards: int
     flushes: int
     in_flight: int
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def since(self, before: Counters) -> dict[str, int]:
         """Return the bytes completed between `before` and this reading, by operation."""
@@ -99,10 +102,40 @@ class Device:
             in_flight=f[8],
         )
 
+    @property
+    def size_bytes(self) -> int:
+        """The device's capacity."""
+        return int((_SYS_DEV / self.dev / "size").read_text()) * SECTOR_BYTES
+
+    @property
+    def logical_block_bytes(self) -> int:
+        """The smallest request the device takes."""
+        return int(_read(_whole_disk(self.dev) / "queue" / "logical_block_size") or SECTOR_BYTES)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices whose requests carry the I/O of one filesystem: a disk, or every disk below a volume of several."""
+
+    members: tuple[Device, ...]
+
+    def __iter__(self) -> Iterator[Device]:
+        return iter(self.members)
+
+    @property
+    def name(self) -> str:
+        """Their kernel names, for people."""
+        return ", ".join(d.name for d in self.members)
+
+    def counters(self) -> Counters:
+        """Return the sums of their own counters."""
+        first, *others = (d.counters() for d in self.members)
+        return sum(others, first)
+
     def settle(self, quiet_s: float = 0.1, limit_s: float = 60.0) -> Counters:
         """Wait until nothing is in flight and the counters stand still for `quiet_s`, then return them.
 
-        Raises StorageError when the device is still busy after `limit_s`: somebody else is using it.
+        Raises StorageError when a device is still busy after `limit_s`: somebody else is using it.
         """
         end = time.monotonic() + limit_s
         before = self.counters()
@@ -115,13 +148,12 @@ class Device:
         raise StorageError(f"{self.name} did not come to rest within {limit_s:.0f} s: other processes use it")
 
     def facts(self) -> dict[str, object]:
-        """Return what a reader needs to know of the device: size, logical block size."""
-        whole = _whole_disk(self.dev)
+        """Return what a reader needs to know of them: names, size of all, logical block size."""
         return {
             "name": self.name,
-            "dev": self.dev,
-            "size_bytes": int((_SYS_DEV / self.dev / "size").read_text()) * SECTOR_BYTES,
-            "logical_block_bytes": int(_read(whole / "queue" / "logical_block_size") or 0) or None,
+            "dev": ", ".join(d.dev for d in self.members),
+            "size_bytes": sum(d.size_bytes for d in self.members),
+            "logical_block_bytes": max(d.logical_block_bytes for d in self.members),
         }
 
 
@@ -138,19 +170,18 @@ def _whole_disk(dev: str) -> Path:
     return folder.parent if (folder / "partition").exists() else folder
 
 
-def request_device(dev: str) -> Device:
-    """Return the device whose requests carry the I/O of the filesystem on `major:minor`.
+def request_devices(dev: str) -> Devices:
+    """Return the devices whose requests carry the I/O of the block device `major:minor`.
 
     Block requests belong to whole disks, and device-mapper and md pass theirs on: below a partition or a volume it is
-    the disk. Raises StorageError where that is none, or more than one.
+    the disk, or all of its disks. Raises StorageError where there is none.
     """
-    device = Device.of_number(dev)
-    disk = _whole_disk(device.dev)
+    disk = _whole_disk(Device.of_number(dev).dev)
     below = sorted((disk / "slaves").iterdir()) if (disk / "slaves").is_dir() else []
-    if len(below) > 1:
-        names = ", ".join(s.name for s in below)
-        raise StorageError(f"{disk.name} lies on several drives ({names}): name a folder on a single one")
-    return request_device((below[0] / "dev").read_text().strip()) if below else Device.of_name(disk.name)
+    if not below:
+        return Devices((Device.of_name(disk.name),))
+    found = [d for s in below for d in request_devices((s / "dev").read_text().strip())]
+    return Devices(tuple(sorted(set(found), key=lambda d: d.name)))
 
 
 def drive_model(drive: str) -> str:
@@ -181,11 +212,15 @@ def _queue_file(device: Device, name: str) -> Path:
     return _whole_disk(device.dev) / "queue" / name
 
 
-def queue_limits(device: Device) -> dict[str, str]:
-    """Return the queue settings that shape requests, as the kernel shows them."""
+def queue_limits(devices: Devices) -> dict[str, str]:
+    """Return the queue settings that shape requests, as the kernel shows them; those of several devices one by one."""
     names = ("max_sectors_kb", "read_ahead_kb", "scheduler", "nr_requests", "rotational", "nomerges")
-    values = {name: _read(_queue_file(device, name)) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    found = {}
+    for name in names:
+        values = [value for d in devices if (value := _read(_queue_file(d, name))) is not None]
+        if values:
+            found[name] = values[0] if len(set(values)) == 1 else ", ".join(values)
+    return found
 
 
 def disk_sequence(name: str) -> str | None:
@@ -205,15 +240,20 @@ def write_queue(name: str, values: dict[str, str]) -> None:
 
 
 @contextmanager
-def limited_queue(device: Device, limits: QueueLimits, lease: Lease) -> Iterator[None]:
-    """Hold the device's queue at `limits`, read back; the former values return at the end, also after a crash.
+def limited_queues(devices: Devices, limits: QueueLimits, lease: Lease) -> Iterator[None]:
+    """Hold the queues of all devices at `limits`, read back; the former values return at the end, also after a crash.
 
     They outlive `losetup -d`, so a loop device must get them back too.
     """
     wanted = {k: str(v) for k, v in vars(limits).items() if v is not None}
-    if not wanted:
+    with ExitStack() as held:
+        for device in devices if wanted else ():
+            held.enter_context(_limited_queue(device, wanted, lease))
         yield
-        return
+
+
+@contextmanager
+def _limited_queue(device: Device, wanted: dict[str, str], lease: Lease) -> Iterator[None]:
     disk = _whole_disk(device.dev).name
     before = {k: _queue_file(device, k).read_text().strip() for k in wanted}
     identity = {"diskseq": disk_sequence(disk), "boot_id": boot_id()}

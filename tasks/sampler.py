@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from analysis import schema
 from tasks import gpu
-from tasks.device import Device
+from tasks.device import Devices
 
 _Row = tuple[int, str, str, float, str]
 
@@ -21,9 +21,9 @@ _Row = tuple[int, str, str, float, str]
 class Sampler:
     """Reads a handful of counters every `interval_ms` in a thread of its own."""
 
-    def __init__(self, device: Device, interval_ms: int) -> None:
-        """Sample the machine, its GPUs and `device`."""
-        self._device = device
+    def __init__(self, devices: Devices, interval_ms: int) -> None:
+        """Sample the machine, its GPUs and `devices`."""
+        self._devices = devices
         self._interval_s = interval_ms / 1000
         self._rows: list[_Row] = []
         self._stop = threading.Event()
@@ -55,10 +55,10 @@ class Sampler:
             self._troubles.append(f"sampling ended early: {type(e).__name__}: {e}")
 
     def _loop(self, gpus: gpu.Gpus) -> None:
-        base, cpu = self._device.counters(), _cpu_ticks()
+        base, cpu = self._devices.counters(), _cpu_ticks()
         while not self._stop.wait(self._interval_s):
             t_ns = time.monotonic_ns()
-            now, now_cpu = self._device.counters(), _cpu_ticks()
+            now, now_cpu = self._devices.counters(), _cpu_ticks()
             moved = now.since(base)
             self._rows += [(t_ns, "device", f"{op}_bytes", float(moved[op]), "B") for op in ("read", "write")]
             self._rows.append((t_ns, "device", "in_flight", float(now.in_flight), "requests"))

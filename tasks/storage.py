@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import device
-from tasks.device import Device
+from tasks.device import Device, Devices
 from tasks.errors import StorageError
 from tasks.lease import MARKER, Lease
 from tasks.mounts import Mount, device_number, mount_of
@@ -34,18 +34,22 @@ SPARE_BYTES = 256 << 20
 
 @dataclass
 class Volume:
-    """Storage ready for an offload job: a folder to write to, and the device its requests go to."""
+    """Storage ready for an offload job: a folder to write to, and the devices its requests go to."""
 
     offload_dir: Path
-    device: Device
+    devices: Devices
     mount: Mount
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def drives(self) -> tuple[str, ...]:
+        """Return the drives that requests end on."""
+        return tuple(sorted({leaf for d in self.devices for leaf in device.leaf_drives(d.dev)}))
 
     def drive_facts(self) -> dict[str, Any]:
         """Return the drive that requests end on; an image in memory is its own."""
         if self.facts.get("backing") == Backing.tmpfs.name:
             return {"drive": "memory", "drive_model": "tmpfs", "ram_backed": True}
-        drives = device.leaf_drives(self.device.dev)
+        drives = self.drives()
         models = ", ".join(device.drive_model(d) for d in drives)
         return {"drive": ", ".join(drives), "drive_model": models, "ram_backed": False}
 
@@ -64,13 +68,13 @@ def volume(storage: Storage, lease: Lease) -> Iterator[Volume]:
     with provide(storage, lease) as found:
         if found.mount.fs != storage.fs:
             raise StorageError(f"{found.mount.path} is {found.mount.fs}, the trial asks for {storage.fs}")
-        with device.limited_queue(found.device, storage.queue, lease):
+        with device.limited_queues(found.devices, storage.queue, lease):
             found.facts |= {
                 "kind": storage.kind.name,
                 "fs": found.mount.fs,
                 "mount_options": found.mount.options,
-                "drives": list(device.leaf_drives(found.device.dev)),
-                "queue": device.queue_limits(found.device),
+                "drives": list(found.drives()),
+                "queue": device.queue_limits(found.devices),
                 "free_bytes": shutil.disk_usage(found.offload_dir).free,
             }
             yield found
@@ -93,7 +97,7 @@ def _loop(storage: Storage, lease: Lease) -> Iterator[Volume]:
             with lease.hold("mount", path=str(mount_point)):
                 options = ["-o", ",".join(storage.mount_options)] if storage.mount_options else []
                 tool(["mount", "-t", storage.fs, *options, node, str(mount_point)], StorageError)
-                traced = Device.of_node(node)
+                traced = Devices((Device.of_node(node),))
                 facts |= {"backing": storage.backing.name, "direct_io": direct, "image": str(image)}
                 yield Volume(_offload_dir(mount_point), traced, mount_of(mount_point), facts)
 
@@ -158,7 +162,7 @@ def _directory(storage: Storage, lease: Lease) -> Iterator[Volume]:
     with lease.hold("folder", path=str(folder)):
         folder.mkdir(mode=0o700)
         (folder / MARKER).touch()
-        yield Volume(_offload_dir(folder), device.request_device(device_number(folder)), mount, {})
+        yield Volume(_offload_dir(folder), device.request_devices(device_number(folder)), mount, {})
 
 
 def flush(path: Path) -> None:

@@ -153,7 +153,7 @@ class _Trial:
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
         with volume(storage, self._lease) as found:
-            self._record["device"] = found.device.facts() | found.drive_facts()
+            self._record["device"] = found.devices.facts() | found.drive_facts()
             self._record["storage"] = found.facts
             self._record["fingerprint"]["node"] = self._node_half(found)
             self._measure(found)
@@ -178,9 +178,9 @@ class _Trial:
         self._record["command"] = job.argv
         self._record["node"]["packages"] = self._packages
         trace = trace_of(self._spec.config)
-        tracer = tracers.make(trace, found.device, self._lease, self._environment)
+        tracer = tracers.make(trace, found.devices, self._lease, self._environment)
         self._record["tracer"] = tracer.facts
-        sampler = Sampler(found.device, trace.sample_interval_ms)
+        sampler = Sampler(found.devices, trace.sample_interval_ms)
         self._announce(f"starting tracer {trace.tracer}")
         seen: _Observed | None = None
         try:
@@ -209,7 +209,7 @@ class _Trial:
     def _observe(self, found: Volume, job: Job, sampler: Sampler) -> _Observed:
         """Run the job between two readings of the device's counters, with nothing in flight at either."""
         flush(found.offload_dir)
-        before = found.device.settle()
+        before = found.devices.settle()
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
         with sampler.sampling():
@@ -223,9 +223,9 @@ class _Trial:
             drain = self._drain(found)
         doubts = []
         try:
-            after = found.device.settle()
+            after = found.devices.settle()
         except StorageError as e:  # what was measured is worth keeping, with its doubt
-            after = found.device.counters()
+            after = found.devices.counters()
             doubts.append(str(e))
         window = Window(begin_ns, time.monotonic_ns())
         return _Observed(window, after.since(before), trouble, doubts, memory, [process_span, drain])

@@ -12,6 +12,10 @@ from tasks import workloads
 from tasks.lease import Lease
 from tasks.spec import TrialSpec
 
+#: How the tokens of this process's trials begin, and what they leave on the machine.
+TOKENS = f"t{os.getpid()}"
+OURS = f"offload-sweep-{TOKENS}-"
+
 
 def pytest_collection_modifyitems(items):
     """Skip what this machine does not allow, and say why."""
@@ -38,10 +42,10 @@ def left_behind(state):
     def look():
         loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout
         lines = Path("/proc/mounts").read_text().splitlines() + loops.splitlines()
-        ours = [line for line in lines if str(state) in line or "offload-sweep-t-" in line]
-        instances = [n for n in os.listdir("/sys/kernel/tracing/instances") if n.startswith("offload-sweep-t-")]
+        ours = [line for line in lines if str(state) in line or OURS in line]
+        instances = [n for n in os.listdir("/sys/kernel/tracing/instances") if n.startswith(OURS)]
         attempts = os.listdir(state / "attempts") if (state / "attempts").exists() else []
-        images = [n for n in [*os.listdir(state), *os.listdir("/dev/shm")] if n.startswith("offload-sweep-t-")]
+        images = [n for n in [*os.listdir(state), *os.listdir("/dev/shm")] if n.startswith(OURS)]
         return ours + instances + attempts + images
 
     return look
@@ -71,7 +75,7 @@ def trial_config(tracer="ftrace", fs="xfs", backing="tmpfs", workload=None, **ch
 
 def trial_spec(config, **fields):
     """Return the specification of a trial with this configuration."""
-    token = f"t-{uuid.uuid4().hex[:8]}"
+    token = f"{TOKENS}-{uuid.uuid4().hex[:8]}"
     return TrialSpec("test", "a=1,rep=1", "a-1_rep-1-000000", {"a": 1}, 1, 1, token, config, {"plan": "x"}, **fields)
 
 

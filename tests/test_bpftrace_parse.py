@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import schema
-from tasks.device import Device
+from tasks.device import Device, Devices
 from tasks.lease import Lease
 from tasks.spec import Trace
 from tasks.tracers import Capture, Window, bpftrace
@@ -35,14 +35,15 @@ def tracer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bpftrace.Tracer:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setenv("OFFLOAD_SWEEP_STATE", str(tmp_path / "state"))
-    return bpftrace.Tracer(Trace(), Device("loop9", "7:9"), Lease.take("token"), {})
+    return bpftrace.Tracer(Trace(), Devices((Device("loop9", "7:9"),)), Lease.take("token"), {})
 
 
 def written(tracer: bpftrace.Tracer, printed: bytes, errors: bytes = b"") -> tuple[Capture, list[dict]]:
     """Return what the tracer makes of its output and its log, and the rows of the file."""
-    tracer._output.write_bytes(printed)
-    tracer._log.write_bytes(errors)
-    path = tracer._output.with_name("requests.parquet")
+    (script,) = tracer._scripts
+    script._output.write_bytes(printed)
+    script._log.write_bytes(errors)
+    path = script._output.with_name("requests.parquet")
     capture = tracer.write(WINDOW, path)
     table = pq.read_table(path)
     assert schema.recorded_events(table.schema) == ("issue", "completion")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.device import Device
+from tasks.device import Devices
 from tasks.lease import Lease
 from tasks.spec import Trace
 
@@ -42,7 +42,7 @@ class Capture:
 
 
 class Tracer(Protocol):
-    """Records the requests of one device."""
+    """Records the requests of some devices."""
 
     #: Facts for `trial.json`: name, version, settings.
     facts: dict[str, Any]
@@ -56,7 +56,7 @@ class Tracer(Protocol):
         ...
 
 
-def make(trace: Trace, device: Device, lease: Lease, environment: dict[str, str]) -> Tracer:
-    """Return the tracer that `trace.tracer` names, for `device`, keeping its raw output in the lease's folder."""
-    tracer: Tracer = importlib.import_module(TRACERS[trace.tracer]).Tracer(trace, device, lease, environment)
+def make(trace: Trace, devices: Devices, lease: Lease, environment: dict[str, str]) -> Tracer:
+    """Return the tracer that `trace.tracer` names, for `devices`, keeping its raw output in the lease's folder."""
+    tracer: Tracer = importlib.import_module(TRACERS[trace.tracer]).Tracer(trace, devices, lease, environment)
     return tracer

@@ -1,4 +1,4 @@
-"""The bpftrace tracer: `bpftrace/requests.bt` on one device, one line per completed request.
+"""The bpftrace tracer: `bpftrace/requests.bt`, one process for each device, one line per completed request.
 
 Two sentinels prove that it was live for the whole of the recording: a 4 KiB direct read of the device's first
 sector before and after, each of which must come back as a line. Events the script or the kernel dropped are counted.
@@ -15,7 +15,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from tasks.device import Device
+from tasks.device import Device, Devices
 from tasks.errors import TracerError
 from tasks.files import bpftrace_script
 from tasks.lease import Lease
@@ -58,18 +58,17 @@ _MAP_KEYS = 65536
 
 
 class Tracer:
-    """Records the issue and completion of every block request of one device through bpftrace."""
+    """Records the issue and completion of every block request through bpftrace."""
 
-    def __init__(self, trace: Trace, device: Device, lease: Lease, environment: dict[str, str]) -> None:
-        """Trace `device`; raw output goes to the lease's folder."""
-        self._device = device
-        self._output = lease.folder / "requests.txt"
-        self._log = lease.folder / "bpftrace.log"
+    def __init__(self, trace: Trace, devices: Devices, lease: Lease, environment: dict[str, str]) -> None:
+        """Trace `devices`; raw output goes to the lease's folder."""
+        self._devices = devices
         pages = _power_of_two(parse_bytes(trace.buffer_size) // os.sysconf("SC_PAGE_SIZE"))
-        self._environment = environment | {
+        environment = environment | {
             "BPFTRACE_PERF_RB_PAGES": str(pages),
             "BPFTRACE_MAP_KEYS_MAX": str(_MAP_KEYS),
         }
+        self._scripts = [_Script(device, lease.folder, environment) for device in devices]
         self.facts: dict[str, Any] = {
             "name": "bpftrace",
             "version": tool(["bpftrace", "--version"], TracerError).strip(),
@@ -81,6 +80,32 @@ class Tracer:
     def recording(self) -> Iterator[None]:
         """Record while the body runs."""
         ensure_mounted()
+        with ExitStack() as running:
+            for script in self._scripts:
+                running.enter_context(script.running())
+            yield
+
+    def write(self, window: Window, path: Path) -> Capture:
+        """Write the window's requests, sorted by issue time, and count what is missing."""
+        faults = dict.fromkeys(("lost", "unmatched", "overtaken", "malformed"), 0)
+        with RequestWriter(path, self.facts, self._devices) as writer:
+            for script in self._scripts:
+                script.write(window, writer, faults)
+        return writer.capture(faults)
+
+
+class _Script:
+    """`requests.bt` at work on one device."""
+
+    def __init__(self, device: Device, folder: Path, environment: dict[str, str]) -> None:
+        self._device = device
+        self._output = folder / f"requests-{device.name}.txt"
+        self._log = folder / f"bpftrace-{device.name}.log"
+        self._environment = environment
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Record while the body runs."""
         script = bpftrace_script(_SCRIPT)
         # Unbuffered: a sentinel's line must be seen while bpftrace runs. With -o it would buffer all the same.
         argv = ["bpftrace", "-B", "none", str(script), str(self._device.number)]
@@ -117,15 +142,13 @@ class Tracer:
                     return True
         return False
 
-    def write(self, window: Window, path: Path) -> Capture:
-        """Write the window's requests, sorted by issue time, and count what is missing."""
-        faults = dict.fromkeys(("lost", "unmatched", "overtaken", "malformed"), 0)
+    def write(self, window: Window, writer: RequestWriter, faults: dict[str, int]) -> None:
+        """Write the window's requests and add what is missing to `faults`."""
         faults["lost"] += _lost_in(self._log)
-        with RequestWriter(path, self.facts, self._device.dev) as writer, self._output.open("rb") as f:
+        with self._output.open("rb") as f:
             for block in _blocks(f):
-                writer.write(_in_window(_parse(block, faults, window), window))
+                writer.write(_in_window(_parse(block, faults, window), window), self._device)
         self._output.unlink()
-        return writer.capture(faults)
 
 
 def _power_of_two(pages: int) -> int:

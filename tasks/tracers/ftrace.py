@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.device import Device
+from tasks.device import Devices
 from tasks.errors import TracerError
 from tasks.lease import Lease
 from tasks.spec import Trace
@@ -40,16 +41,16 @@ _CHUNK_PAGES = 4096
 
 
 class Tracer:
-    """Records issues, requeues and completions of one device in the kernel's own ring buffer."""
+    """Records issues, requeues and completions in the kernel's own ring buffer."""
 
-    def __init__(self, trace: Trace, device: Device, lease: Lease, environment: dict[str, str]) -> None:
-        """Trace `device`; raw pages go to the attempt's spool."""
-        self._device = device
+    def __init__(self, trace: Trace, devices: Devices, lease: Lease, environment: dict[str, str]) -> None:
+        """Trace `devices`; raw pages go to the attempt's spool."""
+        self._devices = devices
         self._lease = lease
         self._buffer_kib = parse_bytes(trace.buffer_size) // 1024
         self._instance = TRACEFS / "instances" / f"offload-sweep-{lease.token}"
         self._raw = lease.folder / "ftrace"
-        self._sentinels: list[tuple[int, int]] = []
+        self._sentinels: list[_Sentinel] = []
         self._lost = 0
         self.facts: dict[str, Any] = {
             "name": "ftrace",
@@ -68,9 +69,9 @@ class Tracer:
             except OSError as e:
                 raise TracerError(f"ftrace: cannot set up {self._instance}: {e.strerror}") from e
             with _draining(self._instance, self._raw):
-                self._sentinels.append(read_first_page(self._device))
+                self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
                 yield
-                self._sentinels.append(read_first_page(self._device))
+                self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
                 self._write("tracing_on", "0")
             self._lost = sum(_lost_on(cpu) for cpu in _cpus(self._instance))
 
@@ -83,7 +84,7 @@ class Tracer:
         self._write("trace_clock", "mono")
         self._write("buffer_size_kb", str(self._buffer_kib))
         for event in _EVENTS:
-            self._write(f"events/block/{event}/filter", f"dev == {self._device.number}")
+            self._write(f"events/block/{event}/filter", " || ".join(f"dev == {d.number}" for d in self._devices))
             self._write(f"events/block/{event}/enable", "1")
         check_page_header((TRACEFS / "events/header_page").read_text())
         self._write("tracing_on", "1")
@@ -92,30 +93,41 @@ class Tracer:
         """Write the window's requests, sorted by issue time, and count what is missing."""
         faults = {"lost": self._lost, "unmatched": 0, "malformed": 0}
         stream = _Stream(self._raw, faults)
-        pairing = Pairing()
-        seen = [False] * len(self._sentinels)
-        with RequestWriter(path, self.facts, self._device.dev) as writer:
+        pairings = {device: Pairing() for device in self._devices}
+        unseen = self._sentinels
+        with RequestWriter(path, self.facts, self._devices) as writer:
             for events in stream.chunks():
-                seen = [s or _shows(events, span) for s, span in zip(seen, self._sentinels, strict=True)]
-                joined = pairing.add(events)
-                inside = (joined.completion["t_ns"] > window.begin_ns) & (joined.issue["t_ns"] < window.end_ns)
-                writer.write(_table(joined.issue[inside], joined.completion[inside]))
-            left = pairing.open[_within(pairing.open, window)]
-            writer.write(_table(left, None))
-        faults["unmatched"] = len(left) + int(np.count_nonzero(_within(pairing.orphans, window)))
-        faults["blind"] = seen.count(False)
+                unseen = [s for s in unseen if not s.shows_in(events)]
+                for device, pairing in pairings.items():
+                    own = events if len(pairings) == 1 else events[events["dev"] == device.number]
+                    joined = pairing.add(own)
+                    inside = (joined.completion["t_ns"] > window.begin_ns) & (joined.issue["t_ns"] < window.end_ns)
+                    writer.write(_table(joined.issue[inside], joined.completion[inside]), device)
+            for device, pairing in pairings.items():
+                left = pairing.open[_within(pairing.open, window)]
+                writer.write(_table(left, None), device)
+                faults["unmatched"] += len(left) + int(np.count_nonzero(_within(pairing.orphans, window)))
+        faults["blind"] = len(unseen)
         return writer.capture(faults)
+
+
+@dataclass(frozen=True)
+class _Sentinel:
+    """A control read of a device's first page: which device (dev_t), and between when."""
+
+    number: int
+    begin_ns: int
+    end_ns: int
+
+    def shows_in(self, events: Rows) -> bool:
+        """Say whether the read's completion is among `events`."""
+        inside = (events["t_ns"] >= self.begin_ns) & (events["t_ns"] <= self.end_ns) & (events["kind"] == COMPLETE)
+        return bool(np.any(inside & (events["sector"] == SECTOR) & (events["dev"] == self.number)))
 
 
 def _within(events: Rows, window: Window) -> npt.NDArray[np.bool_]:
     inside: npt.NDArray[np.bool_] = (events["t_ns"] > window.begin_ns) & (events["t_ns"] < window.end_ns)
     return inside
-
-
-def _shows(events: Rows, span: tuple[int, int]) -> bool:
-    begin_ns, end_ns = span
-    inside = (events["t_ns"] >= begin_ns) & (events["t_ns"] <= end_ns) & (events["kind"] == COMPLETE)
-    return bool(np.any(inside & (events["sector"] == SECTOR)))
 
 
 def _cpus(instance: Path) -> list[Path]:
@@ -239,6 +251,7 @@ class _Stream:
             out["kind"][chosen] = _EVENTS[name]
             out["t_ns"][chosen] = part.t_ns
             out["pid"][chosen] = part.integer(form.fields["common_pid"])
+            out["dev"][chosen] = part.integer(form.fields["dev"])
             out["sector"][chosen] = part.integer(form.fields["sector"])
             out["sectors"][chosen] = part.integer(form.fields["nr_sector"])
             out["rwbs"][chosen] = part.text(form.fields["rwbs"])

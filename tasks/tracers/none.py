@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.device import Device
+from tasks.device import Devices
 from tasks.lease import Lease
 from tasks.spec import Trace
 from tasks.tracers import Capture, Window
@@ -16,7 +16,7 @@ from tasks.tracers import Capture, Window
 class Tracer:
     """Records nothing and disturbs nothing."""
 
-    def __init__(self, trace: Trace, device: Device, lease: Lease, environment: dict[str, str]) -> None:
+    def __init__(self, trace: Trace, devices: Devices, lease: Lease, environment: dict[str, str]) -> None:
         """Take the arguments every tracer takes; none is needed."""
         self.facts: dict[str, Any] = {"name": "none"}
 

@@ -1,8 +1,8 @@
 """Joins issues and completions of block requests into one row per request.
 
-The kernel's trace events carry no request identity, but requests of one device that carry data pair by sector: the
-first completion at a sector belongs to the first issue there that is still open. What else the block layer emits is
-known and sorted out here:
+The kernel's trace events carry no request identity, but those of one device (one `Pairing` each) that carry data pair
+by sector: the first completion at a sector belongs to the first issue there that is still open. What else the block
+layer emits is known and sorted out here:
 
 - a flush issues at sector 0 with no sectors and completes at sector 2^64-1;
 - a write that carries a flush completes a second time with no sectors, and so do empty flush bios that were never
@@ -28,6 +28,7 @@ EVENT = np.dtype(
     [
         ("t_ns", np.int64),
         ("kind", np.int8),
+        ("dev", np.int64),
         ("sector", np.int64),
         ("sectors", np.int64),
         ("error", np.int32),

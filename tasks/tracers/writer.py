@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import schema
-from tasks.device import SECTOR_BYTES
+from tasks.device import SECTOR_BYTES, Device, Devices
 from tasks.sorting import SortedWriter
 from tasks.tracers import Capture
 
@@ -19,14 +19,13 @@ _COUNTED = ("read", "write", "discard")
 
 
 class RequestWriter:
-    """Takes requests of one device in any order; the file is sorted by issue time."""
+    """Takes requests in any order; the file is sorted by issue time."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], dev: str) -> None:
-        """Write the requests of `dev` (major:minor) to `path`; `facts` describe the tracer."""
-        provenance = {"tracer": dict(facts), "device": dev}
+    def __init__(self, path: Path, facts: Mapping[str, Any], devices: Devices) -> None:
+        """Write the requests of `devices` to `path`; `facts` describe the tracer."""
+        provenance = {"tracer": dict(facts), "devices": {d.dev: d.name for d in devices}}
         described = schema.described(schema.REQUESTS, provenance, ["issue", "completion"])
         self._writer = SortedWriter(path, described, "issue_ns")
-        self._dev = dev
         self._rows = self._errors = 0
         self._bytes = dict.fromkeys(_COUNTED, 0)
 
@@ -37,8 +36,8 @@ class RequestWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._writer.__exit__(kind, error, tb)
 
-    def write(self, table: pa.Table) -> None:
-        """Add requests with the columns issue_ns, complete_ns, rwbs, sector, sectors, error, comm and pid.
+    def write(self, table: pa.Table, device: Device) -> None:
+        """Add requests of `device` with the columns issue_ns, complete_ns, rwbs, sector, sectors, error, comm and pid.
 
         A request whose complete_ns is null is kept, and its bytes count as not moved.
         """
@@ -50,7 +49,7 @@ class RequestWriter:
             "op": op,
             "bytes": pc.multiply(table["sectors"], SECTOR_BYTES),
             "insert_ns": pa.nulls(n, pa.int64()),
-            "dev": pa.repeat(self._dev, n),
+            "dev": pa.repeat(device.dev, n),
         }
         rows = pa.table({name: columns[name] for name in schema.REQUESTS.names})
         self._count(rows)
