@@ -215,5 +215,5 @@ def _cell_key(trial: Trial) -> str:
 def _lost_events(record: Mapping[str, Any]) -> bool:
     """Say whether the tracer missed something: the job was fine, and another attempt may be too."""
     tracer = record["tracer"] or {}
-    faults = ("lost", "unmatched", "overtaken", "malformed", "blind")
+    faults = ("lost", "unmatched", "duplicate", "out_of_order", "overtaken", "malformed", "blind")
     return record["verdict"]["state"] == "invalid" and any(tracer.get(name) for name in faults)

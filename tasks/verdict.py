@@ -16,6 +16,8 @@ _DIRECT = 0.9
 _FAULTS = {
     "lost": "events were lost between kernel and tracer; raise trace.buffer_size",
     "unmatched": "requests had an issue without a completion, or a completion without an issue",
+    "duplicate": "requests completed twice",
+    "out_of_order": "events are older than the one before them on their CPU: the trace's clock went backwards",
     "overtaken": "completions went unseen, or a sector was issued twice; use trace.tracer: ftrace",
     "errors": "requests failed on the device, as the kernel's log will tell (dmesg)",
     "malformed": "entries of the trace could not be read",

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.tracers.pairing import COMPLETE, EVENT, FLUSH_SECTOR, ISSUE, REQUEUE, Pairing, Rows
+from tasks.tracers.pairing import (
+    COMPLETE,
+    EVENT,
+    FLUSH_SECTOR,
+    INSERT,
+    ISSUE,
+    MERGE,
+    REQUEUE,
+    UNSEEN,
+    Pairing,
+    Rows,
+)
 
 FLUSH_END = (COMPLETE, -1, 0)
 
@@ -51,6 +62,7 @@ def brute_force(events: list[Event]) -> Joined:
 
 def rows(events: list[Event]) -> Rows:
     out = np.zeros(len(events), EVENT)
+    out["insert_ns"] = UNSEEN
     for name in Event._fields:
         out[name] = [getattr(e, name) for e in events]
     return out
@@ -65,7 +77,8 @@ def joined(events: list[Event], cuts: list[int] | None = None) -> Joined:
         assert (found.completion["kind"] == COMPLETE).all()
         assert (found.issue["sector"] == found.completion["sector"]).all()
         requests += list(zip(found.issue["t_ns"].tolist(), found.completion["t_ns"].tolist(), strict=True))
-    return Joined(sorted(requests), sorted(pairing.open["t_ns"].tolist()), sorted(pairing.orphans["t_ns"].tolist()))
+    orphans = pairing.orphans["t_ns"].tolist() + pairing.duplicates["t_ns"].tolist()
+    return Joined(sorted(requests), sorted(pairing.open["t_ns"].tolist()), sorted(orphans))
 
 
 sectors = st.sampled_from([0, 8, 16, 1024, 2**40])
@@ -156,12 +169,93 @@ def test_cases_the_block_layer_has(events: list[tuple[int, ...]], wanted: Joined
 
 def test_each_half_keeps_its_own_fields() -> None:
     events = rows([Event(1, ISSUE, 8, 8), Event(2, COMPLETE, 8, 3)])
-    events["pid"], events["comm"], events["rwbs"], events["error"] = [7, 0], [b"job", b""], [b"WS", b"WSM"], [0, -5]
+    events["pid"], events["comm"], events["rwbs"], events["error"] = [7, 0], [3, 0], [1, 2], [0, -5]
     found = Pairing().add(events)
-    assert found.issue[["pid", "comm", "sectors"]].tolist() == [(7, b"job", 8)]
-    assert found.completion[["rwbs", "error", "sectors"]].tolist() == [(b"WSM", -5, 3)]
+    assert found.issue[["pid", "comm", "sectors"]].tolist() == [(7, 3, 8)]
+    assert found.completion[["rwbs", "error", "sectors"]].tolist() == [(2, -5, 3)]
 
 
 def test_flushes_are_joined_under_a_key_that_is_no_sector() -> None:
     found = Pairing().add(rows([Event(1, ISSUE, 0, 0), Event(2, *FLUSH_END)]))
     assert found.issue["sector"].tolist() == found.completion["sector"].tolist() == [FLUSH_SECTOR]
+
+
+def test_a_completion_that_comes_twice_is_told_from_one_without_its_issue() -> None:
+    pairing = Pairing()
+    twice = [Event(1, ISSUE, 8, 8), Event(2, COMPLETE, 8, 8), Event(3, COMPLETE, 8, 8)]
+    pairing.add(rows([*twice, Event(4, COMPLETE, 64, 8)]))
+    assert pairing.duplicates["t_ns"].tolist() == [3]
+    assert pairing.orphans["t_ns"].tolist() == [4]
+
+
+def inserts(events: list[Event], cuts: list[int]) -> dict[int, int]:
+    """Return the insert time of every request by its issue time, and of what stays open."""
+    pairing, found = Pairing(), {}
+    for begin, end in pairwise([0, *sorted(cuts), len(events)]):
+        done = pairing.add(rows(events[begin:end]))
+        for issues in (done.issue, pairing.open):
+            found |= {int(e["t_ns"]): int(e["insert_ns"]) for e in issues}
+    return {issue: insert for issue, insert in found.items() if insert != UNSEEN}
+
+
+@pytest.mark.parametrize(
+    ("events", "wanted"),
+    [
+        pytest.param([(1, INSERT, 8, 8), (2, ISSUE, 8, 8), (3, COMPLETE, 8, 8)], {2: 1}, id="queued, then issued"),
+        pytest.param([(1, INSERT, 8, 8), (2, ISSUE, 8, 64)], {2: 1}, id="grown at its end while it waited"),
+        pytest.param([(1, ISSUE, 8, 8)], {}, id="never queued"),
+        pytest.param(
+            [(1, INSERT, 8, 8), (2, ISSUE, 8, 8), (3, COMPLETE, 8, 8), (4, ISSUE, 8, 8)],
+            {2: 1},
+            id="an insert belongs to one issue",
+        ),
+        pytest.param(
+            [(1, INSERT, 0, 8), (2, INSERT, 8, 8), (3, MERGE, 8, 8), (4, ISSUE, 0, 16), (5, ISSUE, 8, 8)],
+            {4: 1},
+            id="what was merged into another request is gone",
+        ),
+        pytest.param(
+            [(1, INSERT, 8, 8), (2, INSERT, 8, 8), (3, ISSUE, 8, 8)], {3: 2}, id="of two the later one, to be safe"
+        ),
+        pytest.param(
+            [(1, ISSUE, 8, 8), (2, INSERT, 8, 8), (3, COMPLETE, 8, 8), (4, ISSUE, 8, 8)],
+            {4: 2},
+            id="queued while another one there is in flight",
+        ),
+    ],
+)
+def test_an_insert_belongs_to_the_next_issue_at_its_sector(
+    events: list[tuple[int, ...]], wanted: dict[int, int]
+) -> None:
+    listed = [Event(*e) for e in events]
+    assert inserts(listed, []) == wanted
+    assert inserts(listed, list(range(len(listed)))) == wanted
+
+
+def test_an_insert_that_grew_at_its_front_is_not_given_to_a_later_request() -> None:
+    grown = [Event(1, INSERT, 8, 8), Event(2, ISSUE, 0, 16), Event(3, COMPLETE, 0, 16)]
+    assert inserts([*grown, Event(9, ISSUE, 8, 8)], [3]) == {}
+
+
+def obvious_inserts(events: list[Event]) -> dict[int, int]:
+    """The insert of each issue, event by event: the last one at its sector, unless it went elsewhere."""
+    waiting: dict[int, int] = {}
+    found = {}
+    for n, e in enumerate(events):
+        if e.kind == INSERT:
+            waiting[e.sector] = n
+        elif e.kind in (MERGE, ISSUE) and (begun := waiting.pop(e.sector, None)) is not None and e.kind == ISSUE:
+            found[n] = begun
+    return found
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([INSERT, MERGE, ISSUE, COMPLETE, REQUEUE]), st.sampled_from([0, 8, 16]))),
+    st.data(),
+)
+def test_inserts_are_those_of_the_obvious_way(steps: list[tuple[int, int]], data: st.DataObject) -> None:
+    events = [Event(t, kind, sector, 8) for t, (kind, sector) in enumerate(steps)]
+    taken_back = brute_force([e for e in events if e.kind < INSERT])
+    known = {begun for begun, _ in taken_back.requests} | set(taken_back.open)
+    cuts = data.draw(st.lists(st.integers(0, len(events)), max_size=5))
+    assert inserts(events, cuts) == {n: begun for n, begun in obvious_inserts(events).items() if n in known}

@@ -1,134 +1,40 @@
-"""Decoding of the kernel's trace pages, from pages that an encoder of the test's own built byte by byte.
-
-The layout is that of linux/ring_buffer.h and kernel/trace/ring_buffer.c; the formats are those of a 6.18 kernel.
-"""
+"""Decoding of the kernel's trace pages, from pages that an encoder of the test's own built byte by byte."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.tracers.ring_buffer import EventFormat, Events, check_page_header, decode
+from tasks.tracers.ring_buffer import EventFormat, Events, check_page_header, decode, texts
+from tests.trace_pages import (
+    COMPLETE_FORMAT,
+    ISSUE_FORMAT,
+    MISSED,
+    MISSED_COUNT_STORED,
+    PAGE_BYTES,
+    PAGE_HEADER,
+    RECORD,
+    Page,
+    record,
+)
 
-PAGE_BYTES = 4096
-MISSED = 1 << 31
-MISSED_COUNT_STORED = 1 << 30
-
-ISSUE_FORMAT = """\
-name: block_rq_issue
-ID: 2104
-format:
-	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
-	field:unsigned char common_flags;	offset:2;	size:1;	signed:0;
-	field:unsigned char common_preempt_count;	offset:3;	size:1;	signed:0;
-	field:int common_pid;	offset:4;	size:4;	signed:1;
-
-	field:dev_t dev;	offset:8;	size:4;	signed:0;
-	field:sector_t sector;	offset:16;	size:8;	signed:0;
-	field:unsigned int nr_sector;	offset:24;	size:4;	signed:0;
-	field:unsigned int bytes;	offset:28;	size:4;	signed:0;
-	field:unsigned short ioprio;	offset:32;	size:2;	signed:0;
-	field:char rwbs[10];	offset:34;	size:10;	signed:0;
-	field:char comm[16];	offset:44;	size:16;	signed:0;
-	field:__data_loc char[] cmd;	offset:60;	size:4;	signed:0;
-
-print fmt: "%d,%d %s %u (%s) %llu + %u %s,%u,%u [%s]", ((unsigned int) ((REC->dev) >> 20)), REC->rwbs, REC->comm
-"""
-
-COMPLETE_FORMAT = """\
-name: block_rq_complete
-ID: 2107
-format:
-	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
-	field:unsigned char common_flags;	offset:2;	size:1;	signed:0;
-	field:unsigned char common_preempt_count;	offset:3;	size:1;	signed:0;
-	field:int common_pid;	offset:4;	size:4;	signed:1;
-
-	field:dev_t dev;	offset:8;	size:4;	signed:0;
-	field:sector_t sector;	offset:16;	size:8;	signed:0;
-	field:unsigned int nr_sector;	offset:24;	size:4;	signed:0;
-	field:int error;	offset:28;	size:4;	signed:1;
-	field:unsigned short ioprio;	offset:32;	size:2;	signed:0;
-	field:char rwbs[10];	offset:34;	size:10;	signed:0;
-	field:__data_loc char[] cmd;	offset:44;	size:4;	signed:0;
-
-print fmt: "%d,%d %s (%s) %llu + %u %s,%u,%u [%d]", ((unsigned int) ((REC->dev) >> 20)), REC->rwbs, REC->error
-"""
-
-PAGE_HEADER = """\
-	field: u64 timestamp;	offset:0;	size:8;	signed:0;
-	field: local_t commit;	offset:8;	size:8;	signed:1;
-	field: int overwrite;	offset:8;	size:1;	signed:1;
-	field: char data;	offset:16;	size:4080;	signed:0;
-"""
-
-#: A record of the test: type, pid, sector, sectors, rwbs, comm, as `common_type` to `comm` of block_rq_issue.
-RECORD = struct.Struct("<HBBi I4x q I I H10s 16s I")
-FIELDS = EventFormat.parse(ISSUE_FORMAT).fields
-
-
-@dataclass
-class Page:
-    """One page under construction; `now` is the time of the last entry."""
-
-    now: int
-    data: bytearray = field(default_factory=bytearray)
-    flags: int = 0
-    rest: bytes = b""
-
-    def entry(self, type_len: int, delta: int, body: bytes) -> None:
-        assert 0 <= delta < 1 << 27
-        self.data += struct.pack("<I", delta << 5 | type_len) + body
-        assert len(self.data) <= PAGE_BYTES - 16
-
-    def long_time(self, type_len: int, value: int) -> None:
-        self.entry(type_len, value & (1 << 27) - 1, struct.pack("<I", value >> 27))
-
-    def event(self, t_ns: int, record: bytes, with_length_word: bool = False) -> None:
-        """Add a record, preceded by an extension of the time where 27 bits do not hold the distance."""
-        if t_ns - self.now >= 1 << 27:
-            self.long_time(30, t_ns - self.now)
-            self.now = t_ns
-        padded = record + bytes(-len(record) % 4)
-        if with_length_word or len(padded) > 28 * 4:
-            self.entry(0, t_ns - self.now, struct.pack("<I", len(padded) + 4) + padded)
-        else:
-            self.entry(len(padded) // 4, t_ns - self.now, padded)
-        self.now = t_ns
-
-    def absolute(self, t_ns: int) -> None:
-        self.long_time(31, t_ns & (1 << 59) - 1)
-        self.now = t_ns
-
-    def discarded(self, delta: int, size: int) -> None:
-        """Add an entry that the kernel gave up: padding with a time, which the entries after it count on."""
-        self.entry(29, delta, struct.pack("<I", size) + b"\xee" * (size - 4))
-        self.now += delta
-
-    def encoded(self, begin: int) -> bytes:
-        page = struct.pack("<QQ", begin, len(self.data) | self.flags) + self.data + self.rest
-        return page + b"\xa5" * (PAGE_BYTES - len(page))
+LAYOUT = EventFormat.parse(ISSUE_FORMAT).layout(["common_type", "common_pid", "sector", "nr_sector", "rwbs", "comm"])
 
 
 def decoded(*pages: bytes) -> Events:
     return decode(np.frombuffer(b"".join(pages), np.uint8).reshape(-1, PAGE_BYTES))
 
 
-def record(number: int = 2104, pid: int = 1, sector: int = 0, sectors: int = 8, rwbs: bytes = b"R") -> bytes:
-    # What is left in the buffer after the terminator must not show.
-    texts = (rwbs + b"\0GARBAGEXX")[:10], b"job\0\xff\xff\xff"
-    return RECORD.pack(number, 0, 0, pid, 7 << 20, sector, sectors, 0, 0, *texts, 0)
-
-
 def content(events: Events) -> list[tuple[object, ...]]:
-    names = ("common_type", "common_pid", "sector", "nr_sector")
-    columns = [events.t_ns, *(events.integer(FIELDS[name]) for name in names), events.text(FIELDS["rwbs"])]
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    records = events.records(LAYOUT, np.ones(len(events.t_ns), bool))
+    words, codes = texts(records["rwbs"])
+    columns = [events.t_ns, events.numbers(), *(records[name] for name in ("common_pid", "sector", "nr_sector")), codes]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [(*numbers, words[code].encode()) for *numbers, code in rows]
 
 
 gaps = st.one_of(st.integers(0, 50), st.integers(0, (1 << 27) - 1), st.integers(1 << 27, 1 << 40))
@@ -175,7 +81,7 @@ def test_decoding_returns_what_was_encoded(layouts: list[tuple[int, list[tuple],
     found = decoded(*pages)
     assert content(found) == wanted
     assert found.missed == missed
-    assert found.page.tolist() == sorted(found.page.tolist())
+    assert found.word.tolist() == sorted(found.word.tolist())
 
 
 def test_a_full_page_up_to_its_last_byte() -> None:
@@ -187,7 +93,8 @@ def test_a_full_page_up_to_its_last_byte() -> None:
     assert len(page.data) == room
     found = decoded(page.encoded(1000), page.encoded(1000))
     assert len(found.t_ns) == 2 * (room // (8 + RECORD.size))
-    assert found.integer(FIELDS["sector"]).tolist() == (found.t_ns - 1).tolist()
+    records = found.records(LAYOUT, np.ones(len(found.t_ns), bool))
+    assert records["sector"].tolist() == (found.t_ns - 1).tolist()
 
 
 def test_an_empty_page_has_no_events_and_still_says_what_was_missed() -> None:
@@ -216,26 +123,34 @@ def test_an_absolute_time_keeps_the_top_bits_of_the_page() -> None:
     assert decoded(page.encoded(begin)).t_ns.tolist() == [begin + 1001]
 
 
-def test_choosing_events_keeps_their_fields_together() -> None:
+def test_the_records_of_one_kind_among_others() -> None:
     page = Page(0)
     for n in range(10):
-        page.event(n, record(sector=100 + n, rwbs=b"W" if n % 2 else b"R"))
+        page.event(n, record(number=2107 if n % 2 else 2104, sector=100 + n, rwbs=b"W" if n % 2 else b"R"))
     found = decoded(page.encoded(0))
-    chosen = found.take(found.text(FIELDS["rwbs"]) == b"W")
-    assert chosen.integer(FIELDS["sector"]).tolist() == [101, 103, 105, 107, 109]
-    assert chosen.t_ns.tolist() == [1, 3, 5, 7, 9]
+    chosen = found.records(LAYOUT, found.numbers() == 2107)
+    assert chosen["sector"].tolist() == [101, 103, 105, 107, 109]
+    assert texts(chosen["rwbs"])[0] == ["W"]
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"R", b"WSM", b"", b"DEADBEEF89"]), st.binary(min_size=10, max_size=10))))
+def test_texts_end_at_their_first_nul(pieces: list[tuple[bytes, bytes]]) -> None:
+    raw = np.array([(text + b"\0" + rest)[:10] for text, rest in pieces], "V10").view("S10")
+    words, codes = texts(raw)
+    assert [words[code].encode() for code in codes] == [text for text, _ in pieces]
+    assert len(set(words)) == len(words)
 
 
 def test_a_format_gives_number_and_fields() -> None:
     issue, complete = EventFormat.parse(ISSUE_FORMAT), EventFormat.parse(COMPLETE_FORMAT)
     assert (issue.number, complete.number) == (2104, 2107)
-    assert issue.fields["common_type"] == (0, 2)
-    assert issue.fields["common_pid"] == (4, 4)
-    assert issue.fields["sector"] == complete.fields["sector"] == (16, 8)
-    assert issue.fields["nr_sector"] == (24, 4)
-    assert issue.fields["rwbs"] == complete.fields["rwbs"] == (34, 10)
-    assert issue.fields["comm"] == (44, 16)
-    assert complete.fields["error"] == (28, 4)
+    assert issue.fields["common_type"] == ("<i2", 0)
+    assert issue.fields["common_pid"] == ("<i4", 4)
+    assert issue.fields["sector"] == complete.fields["sector"] == ("<i8", 16)
+    assert issue.fields["nr_sector"] == ("<i4", 24)
+    assert issue.fields["rwbs"] == complete.fields["rwbs"] == ("S10", 34)
+    assert issue.fields["comm"] == ("S16", 44)
+    assert complete.fields["error"] == ("<i4", 28)
     assert set(issue.fields) - set(complete.fields) == {"bytes", "comm"}
 
 

@@ -78,7 +78,7 @@ def test_requests_file_follows_the_schema(run_here):
     record, folder = run_here(trial_config(workload={"kind": "pattern", "pattern": PATTERN}))
     file = pq.ParquetFile(folder / "requests.parquet")
     assert file.schema_arrow.equals(schema.REQUESTS)
-    assert schema.recorded_events(file.schema_arrow) == ("issue", "completion")
+    assert schema.recorded_events(file.schema_arrow) == ("issue", "completion", "insert")
     rows = pl.read_parquet(folder / "requests.parquet")
     assert rows["issue_ns"].is_sorted()
     assert (rows["complete_ns"] >= rows["issue_ns"]).all()

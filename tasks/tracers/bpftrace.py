@@ -88,7 +88,7 @@ class Tracer:
     def write(self, window: Window, path: Path) -> Capture:
         """Write the window's requests, sorted by issue time, and count what is missing."""
         faults = dict.fromkeys(("lost", "unmatched", "overtaken", "malformed"), 0)
-        with RequestWriter(path, self.facts, self._devices) as writer:
+        with RequestWriter(path, self.facts, self._devices, ("issue", "completion")) as writer:
             for script in self._scripts:
                 script.write(window, writer, faults)
         return writer.capture(faults)

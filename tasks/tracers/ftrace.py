@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +17,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from tasks.device import Devices
 from tasks.errors import TracerError
 from tasks.lease import Lease
 from tasks.spec import Trace
 from tasks.tracers import Capture, Window
-from tasks.tracers.pairing import COMPLETE, EVENT, ISSUE, REQUEUE, Pairing, Rows
-from tasks.tracers.ring_buffer import EventFormat, check_page_header, decode
+from tasks.tracers.event_stream import EventStream
+from tasks.tracers.pairing import COMPLETE, INSERT, ISSUE, MERGE, REQUEUE, Pairing, Rows
+from tasks.tracers.ring_buffer import EventFormat, check_page_header
 from tasks.tracers.sentinel import SECTOR, read_first_page
 from tasks.tracers.tracefs import TRACEFS, ensure_mounted
 from tasks.tracers.writer import RequestWriter
 from tasks.units import parse_bytes
 
-_EVENTS = {"block_rq_issue": ISSUE, "block_rq_complete": COMPLETE, "block_rq_requeue": REQUEUE}
+_EVENTS = {
+    "block_rq_issue": ISSUE,
+    "block_rq_complete": COMPLETE,
+    "block_rq_requeue": REQUEUE,
+    "block_rq_insert": INSERT,
+    "block_rq_merge": MERGE,
+}
 _DRAIN_INTERVAL_S = 0.05
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
-
-#: Pages decoded at a time, over all CPUs; with its arrays about 25 times as much memory.
-_CHUNK_PAGES = 4096
 
 
 class Tracer:
@@ -91,24 +94,33 @@ class Tracer:
 
     def write(self, window: Window, path: Path) -> Capture:
         """Write the window's requests, sorted by issue time, and count what is missing."""
-        faults = {"lost": self._lost, "unmatched": 0, "malformed": 0}
-        stream = _Stream(self._raw, faults)
+        stream = EventStream(self._raw, _formats())
         pairings = {device: Pairing() for device in self._devices}
         unseen = self._sentinels
-        with RequestWriter(path, self.facts, self._devices) as writer:
+        with RequestWriter(path, self.facts, self._devices, ("issue", "completion", "insert")) as writer:
             for events in stream.chunks():
                 unseen = [s for s in unseen if not s.shows_in(events)]
                 for device, pairing in pairings.items():
                     own = events if len(pairings) == 1 else events[events["dev"] == device.number]
                     joined = pairing.add(own)
                     inside = (joined.completion["t_ns"] > window.begin_ns) & (joined.issue["t_ns"] < window.end_ns)
-                    writer.write(_table(joined.issue[inside], joined.completion[inside]), device)
+                    writer.write(stream.table(joined.issue[inside], joined.completion[inside]), device)
             for device, pairing in pairings.items():
-                left = pairing.open[_within(pairing.open, window)]
-                writer.write(_table(left, None), device)
-                faults["unmatched"] += len(left) + int(np.count_nonzero(_within(pairing.orphans, window)))
-        faults["blind"] = len(unseen)
-        return writer.capture(faults)
+                writer.write(stream.table(pairing.open[_within(pairing.open, window)], None), device)
+        return writer.capture(self._faults(stream, pairings.values(), window) | {"blind": len(unseen)})
+
+    def _faults(self, stream: EventStream, pairings: Iterable[Pairing], window: Window) -> dict[str, int]:
+        def count(*sets: Rows) -> int:
+            return sum(int(np.count_nonzero(_within(events, window))) for events in sets)
+
+        return {
+            # The kernel's own count where it has one; a page says only that something before it is missing.
+            "lost": self._lost or stream.gaps,
+            "unmatched": sum(count(p.open, p.orphans) for p in pairings),
+            "duplicate": sum(count(p.duplicates) for p in pairings),
+            "out_of_order": stream.out_of_order,
+            "malformed": stream.malformed,
+        }
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,12 @@ class _Sentinel:
         """Say whether the read's completion is among `events`."""
         inside = (events["t_ns"] >= self.begin_ns) & (events["t_ns"] <= self.end_ns) & (events["kind"] == COMPLETE)
         return bool(np.any(inside & (events["sector"] == SECTOR) & (events["dev"] == self.number)))
+
+
+def _formats() -> dict[int, EventFormat]:
+    """Return where this kernel keeps the fields of each kind of event."""
+    folder = TRACEFS / "events/block"
+    return {kind: EventFormat.parse((folder / name / "format").read_text()) for name, kind in _EVENTS.items()}
 
 
 def _within(events: Rows, window: Window) -> npt.NDArray[np.bool_]:
@@ -207,78 +225,3 @@ class _Source:
         """Close what was opened."""
         for fd in (self._from, self._to, *self._pipe):
             os.close(fd)
-
-
-class _Stream:
-    """The events of all CPUs' files in time order, a bounded number of pages at a time."""
-
-    def __init__(self, folder: Path, faults: dict[str, int]) -> None:
-        formats = {name: (TRACEFS / "events/block" / name / "format").read_text() for name in _EVENTS}
-        self._formats = {name: EventFormat.parse(text) for name, text in formats.items()}
-        self._faults = faults
-        size = os.sysconf("SC_PAGE_SIZE")
-        files = [p for p in sorted(folder.glob("*.pages")) if p.stat().st_size >= size]
-        self._pages = [np.memmap(p, np.uint8, "r", shape=(p.stat().st_size // size, size)) for p in files]
-        self._begins = [np.array(p[:, :8]).view("<u8")[:, 0].astype(np.int64) for p in self._pages]
-
-    def chunks(self) -> Iterator[Rows]:
-        """Yield events ordered by time; every event of a chunk is before all of the next."""
-        held = np.empty(0, EVENT)
-        begins = np.sort(np.concatenate(self._begins)) if self._begins else np.empty(0, np.int64)
-        cuts = [int(t) for t in np.unique(begins[_CHUNK_PAGES::_CHUNK_PAGES])]
-        at = [0] * len(self._pages)
-        for cut in [*cuts, None]:
-            ends = [len(b) if cut is None else int(np.searchsorted(b, cut)) for b in self._begins]
-            pieces = [p[a:e] for p, a, e in zip(self._pages, at, ends, strict=True) if e > a]
-            at = ends
-            events = np.concatenate([held, *(self._decoded(np.ascontiguousarray(p)) for p in pieces)])
-            events = events[np.argsort(events["t_ns"], kind="stable")]
-            # A page that begins before the cut may end after it.
-            split = len(events) if cut is None else int(np.searchsorted(events["t_ns"], cut))
-            yield events[:split]
-            held = events[split:]
-
-    def _decoded(self, pages: npt.NDArray[np.uint8]) -> Rows:
-        found = decode(pages)
-        self._faults["lost"] += found.missed
-        numbers = found.integer((0, 2))
-        out = np.empty(len(numbers), EVENT)
-        known = np.zeros(len(numbers), bool)
-        for name, form in self._formats.items():
-            chosen = numbers == form.number
-            known |= chosen
-            part = found.take(chosen)
-            out["kind"][chosen] = _EVENTS[name]
-            out["t_ns"][chosen] = part.t_ns
-            out["pid"][chosen] = part.integer(form.fields["common_pid"])
-            out["dev"][chosen] = part.integer(form.fields["dev"])
-            out["sector"][chosen] = part.integer(form.fields["sector"])
-            out["sectors"][chosen] = part.integer(form.fields["nr_sector"])
-            out["rwbs"][chosen] = part.text(form.fields["rwbs"])
-            out["error"][chosen] = part.integer(form.fields["error"]) if "error" in form.fields else 0
-            out["comm"][chosen] = part.text(form.fields["comm"]) if "comm" in form.fields else b""
-        self._faults["malformed"] += int(np.count_nonzero(~known))
-        return out[known]
-
-
-def _table(issue: Rows, completion: Rows | None) -> pa.Table:
-    """Return requests as `RequestWriter` takes them; without completions, as they were issued."""
-    end = issue if completion is None else completion
-    n = len(issue)
-    columns = {
-        "issue_ns": pa.array(issue["t_ns"]),
-        "complete_ns": pa.nulls(n, pa.int64()) if completion is None else pa.array(completion["t_ns"]),
-        "rwbs": _text(end["rwbs"]),
-        "sector": pa.array(np.maximum(end["sector"], 0)),  # a flush is keyed by what is no sector
-        "sectors": pa.array(end["sectors"]),
-        "error": pa.nulls(n, pa.int32()) if completion is None else pa.array(completion["error"]),
-        "comm": _text(issue["comm"]),
-        "pid": pa.array(issue["pid"]),
-    }
-    return pa.table(columns)
-
-
-def _text(values: npt.NDArray[np.bytes_]) -> pa.Array:
-    unique, inverse = np.unique(values, return_inverse=True)
-    words = pa.array([v.decode(errors="replace") for v in unique.tolist()], pa.string())
-    return words.take(pa.array(inverse))

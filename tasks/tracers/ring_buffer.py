@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-_FIELD = re.compile(r"field:(?P<type>.*?)\s*(?P<name>\w+)(\[\d*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);")
+_FIELD = re.compile(
+    r"field:(?P<type>.*?)\s*(?P<name>\w+)(?P<array>\[\d*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);"
+)
 _HEADER_BYTES = 16
 _COMMIT_MASK = (1 << 20) - 1
 _MISSED_EVENTS = 1 << 31
@@ -24,19 +27,34 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EventFormat:
-    """Where one kind of event keeps its fields: offset and size in bytes by name."""
+    """Where one kind of event keeps its fields: type (of NumPy) and offset in bytes by name."""
 
     number: int
-    fields: Mapping[str, tuple[int, int]]
+    fields: Mapping[str, tuple[str, int]]
 
     @classmethod
     def parse(cls, text: str) -> EventFormat:
-        """Read a tracefs `format` file; ValueError where it is none."""
+        """Read a tracefs `format` file; ValueError where it is none.
+
+        Whole numbers count as signed: a flush completes at sector -1.
+        """
         number = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
         if number is None:
             raise ValueError("no ID line in the event's format")
-        fields = {m["name"]: (int(m["offset"]), int(m["size"])) for m in _FIELD.finditer(text)}
-        return cls(int(number[1]), fields)
+        found = {}
+        for m in _FIELD.finditer(text):
+            kind = "S" if m["array"] else "<i"
+            if m["array"] or m["size"] in ("1", "2", "4", "8"):
+                found[m["name"]] = (f"{kind}{m['size']}", int(m["offset"]))
+        return cls(int(number[1]), found)
+
+    def layout(self, names: Sequence[str]) -> np.dtype[np.void]:
+        """Return those of the fields `names` that the event has, as a record whose size is a multiple of 4."""
+        chosen = [name for name in names if name in self.fields]
+        kinds = [np.dtype(self.fields[name][0]) for name in chosen]
+        offsets = [self.fields[name][1] for name in chosen]
+        size = max(at + kind.itemsize for at, kind in zip(offsets, kinds, strict=True))
+        return np.dtype({"names": chosen, "formats": kinds, "offsets": offsets, "itemsize": (size + 3) & ~3})
 
 
 def check_page_header(text: str) -> None:
@@ -49,82 +67,96 @@ def check_page_header(text: str) -> None:
 
 @dataclass
 class Events:
-    """Events in page order: when (ns), and where each record lies in `pages`."""
+    """Events in page order: when (ns), and at which 32-bit word of `pages` each record begins."""
 
     pages: npt.NDArray[np.uint8]
     t_ns: Integers
-    page: Integers
-    offset: Integers
+    word: Integers
     #: Pages before which the kernel says that events were lost.
     missed: int
 
-    def integer(self, field: tuple[int, int]) -> Integers:
-        """Return an integer field of 2, 4 or 8 bytes, aligned to its size or to 4, as signed 64 bits."""
-        at, size = field
-        words = self.pages.view("<u4")
-        low = words[self.page, (self.offset + at) >> 2]
-        values: Integers
-        if size == 2:
-            values = self.pages.view("<u2")[self.page, (self.offset + at) >> 1].astype(np.int64)
-        elif size == 4:
-            values = low.view(np.int32).astype(np.int64)
-        else:
-            high = words[self.page, (self.offset + at + 4) >> 2]
-            values = (high.astype(np.uint64) << np.uint64(32) | low).astype(np.int64)
-        return values
+    def numbers(self) -> Integers:
+        """Return each event's kind: the ID in its format (`common_type`)."""
+        return self.pages.view("<u4").ravel()[self.word].astype(np.int64) & 0xFFFF
 
-    def text(self, field: tuple[int, int]) -> npt.NDArray[np.bytes_]:
-        """Return a character field as bytes up to its first NUL."""
-        at, size = field
-        raw = self.pages[self.page[:, None], (self.offset + at)[:, None] + np.arange(size)]
-        # What follows the terminator is whatever was in the buffer before.
-        raw[np.cumsum(raw == 0, axis=1) > 0] = 0
-        texts: npt.NDArray[np.bytes_] = raw.view(f"S{size}")[:, 0]
-        return texts
-
-    def take(self, chosen: npt.NDArray[np.bool_]) -> Events:
-        """Return the events where `chosen` is true."""
-        return Events(self.pages, self.t_ns[chosen], self.page[chosen], self.offset[chosen], self.missed)
+    def records(self, layout: np.dtype[np.void], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.void]:
+        """Return the records of the events where `chosen` is true, all of one kind, which has this layout."""
+        size = layout.itemsize
+        # Every record that could begin at some word, overlapping: picking from it copies each record once.
+        anywhere = np.ndarray(((self.pages.size - size) // 4 + 1,), f"V{size}", self.pages, strides=(4,))
+        return anywhere[self.word[chosen]].view(layout)
 
 
 def decode(pages: npt.NDArray[np.uint8]) -> Events:
-    """Return the events in `pages` (shape: pages x page size), each page's in order."""
-    words = pages.view("<u4")
+    """Return the events in `pages` (shape: pages x page size, contiguous), each page's in order."""
+    words = pages.view("<u4").ravel()
     now = pages[:, :8].view("<u8")[:, 0].astype(np.int64)
     commit = pages[:, 8:16].view("<u8")[:, 0].astype(np.int64)
-    end = _HEADER_BYTES + (commit & _COMMIT_MASK)
-    page = np.flatnonzero(end > _HEADER_BYTES)
-    now, end = now[page], end[page]
-    at = np.full(page.size, _HEADER_BYTES, np.int64)
+    length = commit & _COMMIT_MASK
+    page = np.flatnonzero(length)
+    at = page * (pages.shape[1] >> 2) + (_HEADER_BYTES >> 2)
+    now, end = now[page], at + ((length[page] + 3) >> 2)
     found: list[tuple[Integers, Integers, Integers]] = []
-    last_word = words.shape[1] - 1
     while page.size:
-        header = words[page, at >> 2].astype(np.int64)
-        array = words[page, np.minimum((at >> 2) + 1, last_word)].astype(np.int64)
-        kind, delta = header & 31, header >> 5
-        now = _advance(now, kind, delta, array)
-        data = kind < _PADDING
-        long = data & (kind == 0)
-        found.append((now[data], page[data], np.where(long, at + 8, at + 4)[data]))
-        size = np.select([long, data, kind == _PADDING], [4 + array, 4 + 4 * kind, 4 + array], 8)
-        at = at + ((size + 3) & ~3)
-        # Padding without a time is the unused rest of a page.
-        going = (at < end) & ~((kind == _PADDING) & (delta == 0))
-        page, at, now, end = page[going], at[going], now[going], end[going]
+        header = words[at]
+        kind, now = header & 31, now + (header >> 5)
+        if ((kind > 0) & (kind < _PADDING)).all():
+            found.append((now, page, at + 1))
+            at, going = at + 1 + kind, None
+        else:
+            now, data, record, at, going = _special(words, header, now, at)
+            found.append((now[data], page[data], record[data]))
+        more = at < end if going is None else (at < end) & going
+        if not more.all():
+            page, at, now, end = page[more], at[more], now[more], end[more]
     return _gathered(pages, found, int(np.count_nonzero(commit & _MISSED_EVENTS)))
 
 
+def _special(
+    words: npt.NDArray[np.uint32], header: npt.NDArray[np.uint32], now: Integers, at: Integers
+) -> tuple[Integers, npt.NDArray[np.bool_], Integers, Integers, npt.NDArray[np.bool_]]:
+    """Take a step in which not every entry is a short record.
+
+    `now` includes the entries' 27 bits of time. Returns the times, which entries are records, where these begin, where
+    the next entries begin, and whether there is one: padding without a time is the unused rest of a page.
+    """
+    array = words[np.minimum(at + 1, words.size - 1)].astype(np.int64)
+    kind, delta = (header & 31).astype(np.int64), (header >> 5).astype(np.int64)
+    now = _advance(now, kind, delta, array)
+    data = kind < _PADDING
+    long = data & (kind == 0)
+    size = np.select([long, data, kind == _PADDING], [4 + array, 4 + 4 * kind, 4 + array], 8)
+    going = ~((kind == _PADDING) & (delta == 0))
+    return now, data, np.where(long, at + 2, at + 1), at + ((size + 3) >> 2), going
+
+
 def _advance(now: Integers, kind: Integers, delta: Integers, array: Integers) -> Integers:
-    """Return the time after one entry: a delta, a long delta, or an absolute time without its top five bits."""
-    long = (array << 27) + delta
-    absolute = (now & ~((1 << 59) - 1)) | long
-    return np.select([kind == _TIME_STAMP, kind == _TIME_EXTEND], [absolute, now + long], now + delta)
+    """Return the time after an entry whose 27 bits `delta` are in `now`: the same, a long delta, an absolute time.
+
+    An absolute time comes without its top five bits.
+    """
+    absolute = ((now - delta) & ~((1 << 59) - 1)) | ((array << 27) + delta)
+    return np.select([kind == _TIME_STAMP, kind == _TIME_EXTEND], [absolute, now + (array << 27)], now)
 
 
 def _gathered(pages: npt.NDArray[np.uint8], found: Sequence[tuple[Integers, ...]], missed: int) -> Events:
     if not found:
         empty = np.empty(0, np.int64)
-        return Events(pages, empty, empty, empty, missed)
-    t_ns, page, offset = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.argsort(page, kind="stable")
-    return Events(pages, t_ns[order], page[order], offset[order], missed)
+        return Events(pages, empty, empty, missed)
+    t_ns, page, word = (np.concatenate(column) for column in zip(*found, strict=True))
+    # The n-th events of all pages came together; each page's own belong together. NumPy sorts 16 bits by radix.
+    order = np.argsort(page.astype(np.uint16) if len(pages) <= 1 << 16 else page, kind="stable")
+    return Events(pages, t_ns[order], word[order], missed)
+
+
+def texts(values: npt.NDArray[np.bytes_]) -> tuple[list[str], Integers]:
+    """Return the different texts among character fields, each up to its first NUL, and which one each value is."""
+    size = values.dtype.itemsize
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    coded = pa.Array.from_buffers(pa.binary(size), len(values), [None, buffer]).dictionary_encode()
+    # What follows the terminator is whatever was in the buffer before.
+    words = [raw.split(b"\0", 1)[0].decode(errors="replace") for raw in coded.dictionary.to_pylist()]
+    place = {word: n for n, word in enumerate(dict.fromkeys(words))}
+    same = np.array([place[word] for word in words], np.int64)
+    codes: Integers = same[coded.indices.to_numpy()] if len(values) else np.empty(0, np.int64)
+    return list(place), codes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,16 +17,16 @@ from tasks.sorting import SortedWriter
 from tasks.tracers import Capture
 
 _COUNTED = ("read", "write", "discard")
+_OPERATIONS = pa.array(schema.OPERATIONS, pa.string())
 
 
 class RequestWriter:
     """Takes requests in any order; the file is sorted by issue time."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], devices: Devices) -> None:
-        """Write the requests of `devices` to `path`; `facts` describe the tracer."""
+    def __init__(self, path: Path, facts: Mapping[str, Any], devices: Devices, recorded: Sequence[str]) -> None:
+        """Write the requests of `devices` to `path`; `facts` describe the tracer, `recorded` what it records."""
         provenance = {"tracer": dict(facts), "devices": {d.dev: d.name for d in devices}}
-        described = schema.described(schema.REQUESTS, provenance, ["issue", "completion"])
-        self._writer = SortedWriter(path, described, "issue_ns")
+        self._writer = SortedWriter(path, schema.described(schema.REQUESTS, provenance, recorded), "issue_ns")
         self._rows = self._errors = 0
         self._bytes = dict.fromkeys(_COUNTED, 0)
 
@@ -37,32 +38,42 @@ class RequestWriter:
         self._writer.__exit__(kind, error, tb)
 
     def write(self, table: pa.Table, device: Device) -> None:
-        """Add requests of `device` with the columns issue_ns, complete_ns, rwbs, sector, sectors, error, comm and pid.
+        """Add requests of `device`: issue_ns, complete_ns, insert_ns, rwbs, sector, sectors, error, comm and pid.
 
-        A request whose complete_ns is null is kept, and its bytes count as not moved.
+        A request whose complete_ns is null is kept, and its bytes count as not moved. insert_ns may be left out.
         """
-        n = table.num_rows
-        rwbs = table["rwbs"].combine_chunks().dictionary_encode()
-        op = pa.array([schema.operation(v) for v in rwbs.dictionary.to_pylist()], pa.string()).take(rwbs.indices)
+        rwbs = _coded(table["rwbs"])
+        known = pa.array(
+            [schema.OPERATIONS.index(schema.operation(v)) for v in rwbs.dictionary.to_pylist()], pa.int32()
+        )
+        op = known.take(rwbs.indices)
         columns = {name: table[name] for name in table.column_names if name in schema.REQUESTS.names}
         columns |= {
-            "op": op,
+            "rwbs": rwbs,
+            "op": pa.DictionaryArray.from_arrays(op, _OPERATIONS),
             "bytes": pc.multiply(table["sectors"], SECTOR_BYTES),
-            "insert_ns": pa.nulls(n, pa.int64()),
-            "dev": pa.repeat(device.dev, n),
+            "dev": pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, np.int32), [device.dev]),
         }
+        columns.setdefault("insert_ns", pa.nulls(table.num_rows, pa.int64()))
         rows = pa.table({name: columns[name] for name in schema.REQUESTS.names})
-        self._count(rows)
+        self._count(rows, op.to_numpy())
         self._writer.write(rows)
 
-    def _count(self, rows: pa.Table) -> None:
+    def _count(self, rows: pa.Table, op: np.ndarray) -> None:
         self._rows += rows.num_rows
-        done = rows.filter(pc.and_(pc.is_valid(rows["complete_ns"]), pc.is_in(rows["op"], pa.array(_COUNTED))))
-        self._errors += pc.sum(pc.not_equal(done["error"], 0)).as_py() or 0
-        moved = done.group_by("op").aggregate([("bytes", "sum")])
-        for op, total in zip(moved["op"].to_pylist(), moved["bytes_sum"].to_pylist(), strict=True):
-            self._bytes[op] += total
+        done = rows["complete_ns"].is_valid().to_numpy()
+        moved = rows["bytes"].to_numpy()
+        failed = pc.fill_null(rows["error"], 0).to_numpy() != 0
+        for name in _COUNTED:
+            chosen = done & (op == schema.OPERATIONS.index(name))
+            self._bytes[name] += int(moved[chosen].sum())
+            self._errors += int(np.count_nonzero(failed & chosen))
 
     def capture(self, faults: Mapping[str, int]) -> Capture:
         """Return what was written, with the tracer's `faults` and the requests that failed on the device."""
         return Capture(self._rows, dict(self._bytes), {**faults, "errors": self._errors})
+
+
+def _coded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    whole = column.combine_chunks()
+    return whole if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()

@@ -1,0 +1,120 @@
+"""How long does a capture take to become requests.parquet, and how much memory? Does the memory stay flat?
+
+    python benchmarks/trace_decode.py --events 5 20
+
+Captures millions of events of fio's 4 KiB random reads through the ftrace tracer, on xfs on a loop device backed by
+tmpfs, and decodes each capture in a process of its own. Prints wall and CPU seconds, the process's peak memory, and for
+scale the rate at which the same process copies the raw capture. Needs root and fio, and about 75 bytes of disk an event
+twice. Run it alone: the machine's noise is in the figures.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+import traceback
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from trace_cost import fio_argv, run_fio, untraced  # noqa: E402
+
+from tasks import tracers  # noqa: E402
+from tasks.lease import Lease  # noqa: E402
+from tasks.spec import Backing, Storage, Trace  # noqa: E402
+from tasks.storage import flush, volume  # noqa: E402
+from tasks.tracers import Window  # noqa: E402
+
+
+def in_a_process(work):
+    """Run `work` in a fork; return wall seconds, CPU seconds and peak resident bytes."""
+    begin = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - the parent sees the exit code
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status, used = os.wait4(pid, 0)
+    assert status == 0, "decoding failed"
+    return time.monotonic() - begin, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+def captured(found, lease, millions):
+    """Return a tracer with a capture of about so many million events, and its window."""
+    tracer = tracers.make(Trace(tracer="ftrace", buffer_size="16MiB"), found.devices, lease, dict(os.environ))
+    with tracer.recording():
+        begin_ns, wanted = time.monotonic_ns(), found.devices.counters().reads + millions * 500_000
+        while found.devices.counters().reads < wanted:
+            run_fio(fio_argv(found.offload_dir, "4KiB", 32, 2))
+        found.devices.settle()
+        window = Window(begin_ns, time.monotonic_ns())
+    return tracer, window
+
+
+def measure(found, millions):
+    """Capture, decode and print one row."""
+    lease = Lease.take(f"decode-{uuid.uuid4().hex[:8]}")
+    try:
+        tracer, window = captured(found, lease, millions)
+        raw = sum(p.stat().st_size for p in lease.folder.rglob("*.pages"))
+        out, notes = lease.folder / "requests.parquet", lease.folder / "capture.txt"
+
+        def decode():
+            capture = tracer.write(window, out)
+            notes.write_text(f"{capture.requests} {sum(capture.faults.values())}")
+
+        wall, cpu, peak = in_a_process(decode)
+        requests, faults = map(int, notes.read_text().split())
+        copy, _, idle = in_a_process(
+            lambda: [shutil.copy(p, lease.folder / "copy") for p in lease.folder.rglob("*.pages")]
+        )
+        events = 2 * requests / 1e6
+        sizes = [f"{n >> 20} MiB" for n in (raw, out.stat().st_size)]
+        cells = [
+            f"{events:.1f} M",
+            *sizes,
+            f"{wall:.1f}",
+            f"{cpu:.1f}",
+            f"{events / wall:.2f} M/s",
+            f"{wall / copy:.1f}",
+        ]
+        cells += [
+            f"{events / wall:.2f} M/s",
+            f"{wall / copy:.1f}",
+            f"{peak >> 20} MiB",
+            f"{idle >> 20} MiB",
+            str(faults),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    finally:
+        lease.clean()
+
+
+def main():
+    """Decode captures of several sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--events", type=int, nargs="+", default=[5, 20], help="millions of events")
+    args = parser.parse_args()
+    lease = Lease.take(f"decode-{uuid.uuid4().hex[:8]}")
+    try:
+        with volume(Storage(fs="xfs", backing=Backing.tmpfs, image_size="1GiB"), lease) as found:
+            untraced(found, fio_argv(found.offload_dir, "4KiB", 32, 1))
+            flush(found.offload_dir)
+            print(
+                "| events | raw | parquet | wall s | rate | CPU s | peak memory | of it before | / copying | faults |"
+            )
+            print("|---|---|---|---|---|---|---|---|---|---|")
+            for millions in args.events:
+                measure(found, millions)
+    finally:
+        lease.clean()
+
+
+if __name__ == "__main__":
+    main()

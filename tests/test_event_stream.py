@@ -1,0 +1,118 @@
+"""The merge of all CPUs' pages into one stream, from made pages and, as root, from the kernel's own."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.lease import Lease
+from tasks.spec import Backing, Storage, Trace
+from tasks.storage import volume
+from tasks.tracers import Window, event_stream, ftrace
+from tasks.tracers.event_stream import EventStream
+from tasks.tracers.pairing import COMPLETE, ISSUE
+from tasks.tracers.ring_buffer import EventFormat
+from tests.trace_pages import COMPLETE_FORMAT, ISSUE_FORMAT, MISSED, Page, record
+
+FORMATS = {ISSUE: EventFormat.parse(ISSUE_FORMAT), COMPLETE: EventFormat.parse(COMPLETE_FORMAT)}
+
+
+def written(folder: Path, cpus: list[list[list[int]]], flags: int = 0) -> Path:
+    """Write one file of pages for each CPU; an event's sector is its time."""
+    for cpu, pages in enumerate(cpus):
+        encoded = b""
+        for times in pages:
+            page = Page(times[0], flags=flags)
+            for t in times:
+                page.event(t, record(sector=t, pid=cpu))
+            encoded += page.encoded(times[0])
+        (folder / f"cpu{cpu}.pages").write_bytes(encoded)
+    return folder
+
+
+@st.composite
+def captures(draw: st.DrawFn) -> list[list[list[int]]]:
+    cpus = []
+    for _ in range(draw(st.integers(1, 3))):
+        times = sorted(draw(st.lists(st.integers(1, 400), max_size=40)))
+        size = draw(st.integers(1, 6))
+        cpus.append([times[i : i + size] for i in range(0, len(times), size)])
+    return cpus
+
+
+@settings(deadline=None)
+@given(cpus=captures(), chunk_pages=st.integers(1, 4))
+def test_events_come_in_time_order_however_the_pages_are_cut(
+    cpus: list[list[list[int]]], chunk_pages: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = written(tmp_path_factory.mktemp("pages"), cpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_stream, "_CHUNK_PAGES", chunk_pages)
+        stream = EventStream(folder, FORMATS)
+        chunks = list(stream.chunks())
+    found = [(int(e["t_ns"]), int(e["pid"])) for chunk in chunks for e in chunk]
+    assert sorted(found) == sorted((t, cpu) for cpu, pages in enumerate(cpus) for page in pages for t in page)
+    assert [t for t, _ in found] == sorted(t for t, _ in found)
+    assert (stream.gaps, stream.malformed, stream.out_of_order) == (0, 0, 0)
+
+
+def test_time_that_goes_back_within_a_cpu_is_counted(tmp_path: Path) -> None:
+    stream = EventStream(written(tmp_path, [[[10, 20], [15, 30]], [[5]]]), FORMATS)
+    assert [int(t) for chunk in stream.chunks() for t in chunk["t_ns"]] == [5, 10, 15, 20, 30]
+    assert stream.out_of_order == 1
+
+
+def test_gaps_and_strange_events_are_counted(tmp_path: Path) -> None:
+    written(tmp_path, [[[1], [2]]], MISSED)
+    page = Page(3)
+    page.event(3, record(number=99))
+    (tmp_path / "cpu1.pages").write_bytes(page.encoded(3))
+    stream = EventStream(tmp_path, FORMATS)
+    assert sum(map(len, stream.chunks())) == 2
+    assert (stream.gaps, stream.malformed) == (2, 1)
+
+
+def test_what_goes_wrong_while_decoding_ahead_reaches_the_reader(tmp_path: Path) -> None:
+    written(tmp_path, [[[1, 2]]])
+    stream = EventStream(tmp_path, FORMATS)
+    (tmp_path / "cpu0.pages").unlink()
+    with pytest.raises(FileNotFoundError):
+        list(stream.chunks())
+
+
+@pytest.mark.root
+def test_every_event_that_the_buffer_lost_is_counted(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ftrace, "_DRAIN_INTERVAL_S", 0.5)
+    lease = Lease.take("t-lost")
+    try:
+        with volume(Storage(fs="xfs", backing=Backing.tmpfs, image_size="384MiB"), lease) as found:
+            tracer = ftrace.Tracer(Trace(buffer_size="64KiB"), found.devices, lease, {})
+            found.devices.settle()
+            with tracer.recording():
+                before, begin_ns = found.devices.counters(), time.monotonic_ns()
+                read_pages(found.devices.members[0].node, 20_000)
+                after = found.devices.settle()
+                window = Window(begin_ns, time.monotonic_ns())
+            assert after.writes == before.writes
+            seen = sum(map(len, EventStream(tracer._raw, ftrace._formats()).chunks()))
+            capture = tracer.write(window, lease.folder / "requests.parquet")
+    finally:
+        lease.clean()
+    control_reads = 2
+    assert seen + capture.faults["lost"] == 2 * (after.reads - before.reads + control_reads)
+    assert capture.faults["lost"] > 1000
+
+
+def read_pages(node: str, count: int) -> None:
+    """Read 4 KiB directly from the device, again and again."""
+    fd = os.open(node, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 4096) as page:
+        for n in range(count):
+            os.preadv(fd, [page], n % 1000 * 4096)
+    os.close(fd)
