@@ -20,6 +20,7 @@ from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
 from tasks import interpreter, machine, phases, tracers, workloads
+from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import StorageError, TaskError, TracerError
@@ -39,6 +40,9 @@ from tasks.workloads import Job, Span
 Announce = Callable[[str], None]
 
 _POLL_S = 0.25
+
+#: Other processes may move this share of all bytes on the traced device before the trial is invalid.
+_OTHERS_SHARE = 0.01
 
 
 def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class _Trial:
         self._environment = job_environment(lease.token)
         if self._workload.python() is not None:
             self._environment = interpreter.without_ours(self._environment)
+        self._bystanders = Bystanders(lease.token)
         self._provenance = {"trial": spec.id, "sweep": spec.sweep, "attempt": spec.attempt}
 
     def run(self) -> None:
@@ -184,7 +189,7 @@ class _Trial:
         self._announce(f"starting tracer {trace.tracer}")
         seen: _Observed | None = None
         try:
-            with tracer.recording():
+            with tracer.recording(), self._bystanders.watched():
                 seen = self._observe(found, job, sampler)
         except TracerError:
             if seen is not None:  # what the job itself measured outlives its tracer
@@ -243,10 +248,19 @@ class _Trial:
         if seen.trouble or report.errors or (self._workload.says_done and not report.done):
             verdict = Verdict.failed(*_job_reasons(seen.trouble, report))
         else:
-            doubts = [*seen.doubts, *report.doubts(), *self._workload.doubts(report.spans)]
+            doubts = [*seen.doubts, *report.doubts(), *self._workload.doubts(report.spans), *self._others(capture)]
             shares = self._workload.shares()
             verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, seen.counted, doubts, shares)
         self._record["verdict"] = vars(verdict)
+
+    def _others(self, capture: Capture) -> list[str]:
+        """Record which other processes used the traced device; return a doubt where that was more than a little."""
+        others = self._bystanders.named(capture.by_thread)
+        self._record["tracer"]["others_bytes"] = others
+        moved = sum(others.values())
+        if moved <= _OTHERS_SHARE * sum((capture.bytes or {}).values()):
+            return []
+        return [f"other processes moved {format_bytes(moved)} on the traced device: {listed(others)}"]
 
     @property
     def _phases_path(self) -> Path:

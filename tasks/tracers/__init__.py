@@ -39,6 +39,8 @@ class Capture:
     bytes: dict[str, int] | None = None
     #: Events that did not make it into the trace, by kind; any above zero makes the trial invalid.
     faults: dict[str, int] = field(default_factory=dict)
+    #: Bytes moved by the thread that issued the requests, where the tracer knows it.
+    by_thread: dict[int, int] = field(default_factory=dict)
 
 
 class Tracer(Protocol):

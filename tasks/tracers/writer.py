@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ class RequestWriter:
         self._writer = SortedWriter(path, schema.described(schema.REQUESTS, provenance, recorded), "issue_ns")
         self._rows = self._errors = 0
         self._bytes = dict.fromkeys(_COUNTED, 0)
+        self._by_thread: Counter[int] = Counter()
 
     def __enter__(self) -> RequestWriter:
         self._writer.__enter__()
@@ -68,10 +70,14 @@ class RequestWriter:
             chosen = done & (op == schema.OPERATIONS.index(name))
             self._bytes[name] += int(moved[chosen].sum())
             self._errors += int(np.count_nonzero(failed & chosen))
+        threads, place = np.unique(pc.fill_null(rows["pid"], 0).to_numpy(), return_inverse=True)
+        sums = np.zeros(threads.size, np.int64)
+        np.add.at(sums, place, np.where(done, moved, 0))
+        self._by_thread.update(dict(zip(threads.tolist(), sums.tolist(), strict=True)))
 
     def capture(self, faults: Mapping[str, int]) -> Capture:
         """Return what was written, with the tracer's `faults` and the requests that failed on the device."""
-        return Capture(self._rows, dict(self._bytes), {**faults, "errors": self._errors})
+        return Capture(self._rows, dict(self._bytes), {**faults, "errors": self._errors}, dict(self._by_thread))
 
 
 def _coded(column: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -1,0 +1,80 @@
+"""Other processes on the traced device: seen, named, and in the way where they move more than a little."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.bystanders import Bystanders
+from tasks.lease import TOKEN_VARIABLE
+from tests.conftest import OURS, trial_config
+
+READER = """
+import mmap, os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+page = mmap.mmap(-1, 1 << 20)
+for n in range(200):
+    os.preadv(fd, [page], n % 64 << 20)
+    time.sleep(0.015)
+"""
+
+
+def sleeper(environment: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(["sleep", "60"], env={**os.environ, **environment})
+
+
+def test_threads_of_others_are_named_and_ours_are_not() -> None:
+    ours, other = sleeper({TOKEN_VARIABLE: "mine"}), sleeper({})
+    try:
+        seen = Bystanders("mine")
+        seen.look()
+        moved = {ours.pid: 10, other.pid: 20, threading.get_native_id(): 30, 2: 40, 1 << 22: 50}
+        assert seen.named(moved) == {f"sleep (pid {other.pid})": 20}
+    finally:
+        for process in (ours, other):
+            process.kill()
+            process.wait()
+
+
+def mount_points() -> list[str]:
+    return [line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if OURS in line]
+
+
+@pytest.mark.root
+def test_another_reader_of_the_device_is_named_and_makes_the_trial_invalid(run_here) -> None:
+    readers: list[subprocess.Popen] = []
+
+    def read_meanwhile() -> None:
+        time.sleep(1.5)  # by then the device has come to rest and the job sleeps
+        readers.append(subprocess.Popen([sys.executable, "-c", READER, mount_points()[0]]))
+        readers[0].wait()
+
+    thread = threading.Thread(target=read_meanwhile)
+
+    def announce(text: str) -> None:
+        if text.startswith("starting tracer"):
+            thread.start()
+
+    record, _ = run_here(trial_config(workload={"kind": "command", "argv": ["sleep", "7"]}), announce)
+    thread.join()
+    others = record["tracer"]["others_bytes"]
+    (name,) = others
+    assert name.endswith(f"(pid {readers[0].pid})")
+    assert others[name] == 200 << 20
+    assert record["bytes"]["traced"] == record["bytes"]["counted"]
+    assert record["verdict"]["state"] == "invalid"
+    assert f"other processes moved 200 MiB on the traced device: {name} 200 MiB" in record["verdict"]["reasons"]
+
+
+@pytest.mark.root
+def test_a_trial_by_itself_has_no_bystanders(run_here) -> None:
+    pattern = [(i % 64 * 65536, 65536) for i in range(40)]
+    record, _ = run_here(trial_config(workload={"kind": "pattern", "pattern": pattern}))
+    assert record["tracer"]["others_bytes"] == {}
+    assert record["verdict"]["state"] == "valid"
