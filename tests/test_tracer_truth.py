@@ -16,7 +16,7 @@ import pytest
 from tasks import tracers
 from tasks.lease import Lease
 from tasks.spec import Backing, QueueLimits, Storage, Trace
-from tasks.storage import Volume, volume
+from tasks.storage import Volume, flush, volume
 from tasks.tracers import Capture, Window
 from tests.pattern_job import extents
 
@@ -34,18 +34,21 @@ def fio(found: Volume, **options: object) -> None:
 
 
 def traced(name: str, found: Volume, folder: Path, **options: object) -> tuple[Capture, pl.DataFrame]:
-    """Return what a tracer recorded of one fio job: its capture, and the requests."""
+    """Return what a tracer recorded of one fio job: its capture, equal to the device's counters, and the requests."""
     lease = Lease.take(f"{folder.parent.name}-{name}")
     try:
         tracer = tracers.make(Trace(tracer=name, buffer_size="16MiB"), found.devices, lease, dict(os.environ))
         with tracer.recording():
-            window = [found.devices.settle(), time.monotonic_ns()]
+            before, begin_ns = found.devices.settle(), time.monotonic_ns()
             fio(found, **options)
-            found.devices.settle()
-            window.append(time.monotonic_ns())
-        capture = tracer.write(Window(window[1], window[2]), folder / f"{name}.parquet")
+            flush(found.offload_dir)
+            if options.get("unlink"):
+                subprocess.run(["fstrim", found.mount.path], check=True, capture_output=True)
+            counted, end_ns = found.devices.settle().since(before), time.monotonic_ns()
+        capture = tracer.write(Window(begin_ns, end_ns), folder / f"{name}.parquet")
     finally:
         lease.clean()
+    assert any(capture.faults.values()) or capture.bytes == counted
     return capture, pl.read_parquet(folder / f"{name}.parquet")
 
 
@@ -54,11 +57,11 @@ def storage_of(state: Path):
     """Return a function that provides a volume with a file in it."""
 
     @contextmanager
-    def provide(backing: Backing):
+    def provide(backing: Backing, fs: str = "xfs"):
         lease = Lease.take(f"{state.parent.name}-volume")
         queue = QueueLimits(max_sectors_kb=128)
         try:
-            with volume(Storage(fs="xfs", backing=backing, image_size="512MiB", queue=queue), lease) as found:
+            with volume(Storage(fs=fs, backing=backing, image_size="512MiB", queue=queue), lease) as found:
                 fio(found, rw="write", bs=1024 * KIB)
                 yield found
         finally:
@@ -135,3 +138,20 @@ def test_issue_to_completion_is_nearly_all_of_fios_latency_on_a_disk(storage_of,
             if d2c >= 0.85 * clat:
                 return
     pytest.fail(f"median issue to completion {d2c / 1e3:.0f} us, fio's completion latency {clat / 1e3:.0f} us")
+
+
+@pytest.mark.parametrize("direct", [1, 0], ids=["direct", "buffered"])
+@pytest.mark.parametrize("backing", list(Backing), ids=lambda b: b.name)
+@pytest.mark.parametrize("fs", ["ext4", "xfs", "btrfs"])
+def test_traced_equals_counted_to_the_byte(storage_of, tmp_path: Path, fs: str, backing: Backing, direct: int) -> None:
+    job = {"rw": "randrw", "bsrange": "4096-262144", "iodepth": 8, "direct": direct, "fsync": 16, "unlink": 1}
+    with storage_of(backing, fs) as found:
+        capture, rows = traced("ftrace", found, tmp_path, **job)
+    assert not any(capture.faults.values())
+    assert capture.bytes is not None
+    # fio moves each block of the file once, half of them by reads; buffered reads may find some in the page cache.
+    assert capture.bytes["write"] >= 0.4 * FILE_BYTES
+    assert capture.bytes["read"] >= (0.4 * FILE_BYTES if direct else 1)
+    assert capture.bytes["discard"] > FILE_BYTES
+    sums = rows.group_by(pl.col("op").cast(pl.String)).agg(pl.col("bytes").sum())
+    assert dict(sums.iter_rows()) | capture.bytes == dict(sums.iter_rows())
