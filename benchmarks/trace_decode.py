@@ -62,7 +62,8 @@ def measure(found, millions):
     lease = Lease.take(f"decode-{uuid.uuid4().hex[:8]}")
     try:
         tracer, window = captured(found, lease, millions)
-        raw = sum(p.stat().st_size for p in lease.folder.rglob("*.pages"))
+        files = [p for parts in tracer._spool.files().values() for p in parts]
+        raw = sum(p.stat().st_size for p in files)
         out, notes = lease.folder / "requests.parquet", lease.folder / "capture.txt"
 
         def decode():
@@ -71,9 +72,7 @@ def measure(found, millions):
 
         wall, cpu, peak = in_a_process(decode)
         requests, faults = map(int, notes.read_text().split())
-        copy, _, idle = in_a_process(
-            lambda: [shutil.copy(p, lease.folder / "copy") for p in lease.folder.rglob("*.pages")]
-        )
+        copy, _, idle = in_a_process(lambda: [shutil.copy(p, lease.folder / "copy") for p in files])
         events = 2 * requests / 1e6
         sizes = [f"{n >> 20} MiB" for n in (raw, out.stat().st_size)]
         cells = [

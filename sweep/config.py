@@ -621,11 +621,12 @@ def _check_trace(source: str, trace: Mapping[str, Any]) -> None:
         raise ConfigError(source, "trace.tracer", f"no tracer {trace['tracer']!r}", _nearest(trace["tracer"], known))
     if trace["sample_interval_ms"] < 10:
         raise ConfigError(source, "trace.sample_interval_ms", "must be 10 or more: sampling itself takes time")
-    try:
-        if parse_bytes(trace["buffer_size"]) < 4096:
-            raise ValueError("must be 4KiB or more")
-    except ValueError as e:
-        raise ConfigError(source, "trace.buffer_size", str(e)) from None
+    for name, least in (("buffer_size", 4096), ("spool_memory", 0)):
+        try:
+            if parse_bytes(trace[name]) < least:
+                raise ValueError(f"must be {format_bytes(least)} or more")
+        except ValueError as e:
+            raise ConfigError(source, f"trace.{name}", str(e)) from None
 
 
 def _typed(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

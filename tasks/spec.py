@@ -69,6 +69,7 @@ class Trace:
         "ftrace, bpftrace: one row per block request (need root); none: counters only; auto: the first the node has",
     )
     buffer_size: int | str = key("4MiB", "memory per CPU between the kernel and the tracer")
+    spool_memory: int | str = key("512MiB", "ftrace: raw trace kept in memory; what is more goes to the node's disk")
     sample_interval_ms: int = key(200, "interval of CPU, memory and device samples")
 
 

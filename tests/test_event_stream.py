@@ -18,22 +18,28 @@ from tasks.tracers import Window, event_stream, ftrace
 from tasks.tracers.event_stream import EventStream
 from tasks.tracers.pairing import COMPLETE, ISSUE
 from tasks.tracers.ring_buffer import EventFormat
+from tests.conftest import trial_config
 from tests.trace_pages import COMPLETE_FORMAT, ISSUE_FORMAT, MISSED, Page, record
 
 FORMATS = {ISSUE: EventFormat.parse(ISSUE_FORMAT), COMPLETE: EventFormat.parse(COMPLETE_FORMAT)}
 
 
-def written(folder: Path, cpus: list[list[list[int]]], flags: int = 0) -> Path:
-    """Write one file of pages for each CPU; an event's sector is its time."""
+def written(folder: Path, cpus: list[list[list[int]]], flags: int = 0) -> dict[str, list[Path]]:
+    """Write two files of pages for each CPU; an event's sector is its time."""
+    files = {}
     for cpu, pages in enumerate(cpus):
-        encoded = b""
+        encoded = []
         for times in pages:
             page = Page(times[0], flags=flags)
             for t in times:
                 page.event(t, record(sector=t, pid=cpu))
-            encoded += page.encoded(times[0])
-        (folder / f"cpu{cpu}.pages").write_bytes(encoded)
-    return folder
+            encoded.append(page.encoded(times[0]))
+        files[f"cpu{cpu}"] = [folder / f"cpu{cpu}.first", folder / f"cpu{cpu}.second"]
+        for path, part in zip(
+            files[f"cpu{cpu}"], (encoded[: len(encoded) // 2], encoded[len(encoded) // 2 :]), strict=True
+        ):
+            path.write_bytes(b"".join(part))
+    return files
 
 
 @st.composite
@@ -51,10 +57,10 @@ def captures(draw: st.DrawFn) -> list[list[list[int]]]:
 def test_events_come_in_time_order_however_the_pages_are_cut(
     cpus: list[list[list[int]]], chunk_pages: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = written(tmp_path_factory.mktemp("pages"), cpus)
+    files = written(tmp_path_factory.mktemp("pages"), cpus)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(event_stream, "_CHUNK_PAGES", chunk_pages)
-        stream = EventStream(folder, FORMATS)
+        stream = EventStream(files, FORMATS)
         chunks = list(stream.chunks())
     found = [(int(e["t_ns"]), int(e["pid"])) for chunk in chunks for e in chunk]
     assert sorted(found) == sorted((t, cpu) for cpu, pages in enumerate(cpus) for page in pages for t in page)
@@ -69,21 +75,30 @@ def test_time_that_goes_back_within_a_cpu_is_counted(tmp_path: Path) -> None:
 
 
 def test_gaps_and_strange_events_are_counted(tmp_path: Path) -> None:
-    written(tmp_path, [[[1], [2]]], MISSED)
+    files = written(tmp_path, [[[1], [2]]], MISSED)
     page = Page(3)
     page.event(3, record(number=99))
-    (tmp_path / "cpu1.pages").write_bytes(page.encoded(3))
-    stream = EventStream(tmp_path, FORMATS)
+    (tmp_path / "other").write_bytes(page.encoded(3))
+    stream = EventStream(files | {"cpu1": [tmp_path / "other"]}, FORMATS)
     assert sum(map(len, stream.chunks())) == 2
     assert (stream.gaps, stream.malformed) == (2, 1)
 
 
 def test_what_goes_wrong_while_decoding_ahead_reaches_the_reader(tmp_path: Path) -> None:
-    written(tmp_path, [[[1, 2]]])
-    stream = EventStream(tmp_path, FORMATS)
-    (tmp_path / "cpu0.pages").unlink()
+    stream = EventStream(written(tmp_path, [[[1, 2]]]), FORMATS)
+    (tmp_path / "cpu0.second").unlink()
     with pytest.raises(FileNotFoundError):
         list(stream.chunks())
+
+
+@pytest.mark.root
+def test_what_does_not_fit_the_memory_goes_on_on_disk(run_here) -> None:
+    pattern = [(i % 4096 * 4096, 4096) for i in range(3000)]
+    config = trial_config(workload={"kind": "pattern", "pattern": pattern}, trace={"spool_memory": "16KiB"})
+    record, _ = run_here(config)
+    assert record["verdict"] == {"state": "valid", "reasons": []}
+    assert record["tracer"]["spooled_to_disk_bytes"] > 4 * 60 * 3000
+    assert run_here(trial_config())[0]["tracer"]["spooled_to_disk_bytes"] == 0
 
 
 @pytest.mark.root
@@ -100,7 +115,7 @@ def test_every_event_that_the_buffer_lost_is_counted(state: Path, monkeypatch: p
                 after = found.devices.settle()
                 window = Window(begin_ns, time.monotonic_ns())
             assert after.writes == before.writes
-            seen = sum(map(len, EventStream(tracer._raw, ftrace._formats()).chunks()))
+            seen = sum(map(len, EventStream(tracer._spool.files(), ftrace._formats()).chunks()))
             capture = tracer.write(window, lease.folder / "requests.parquet")
     finally:
         lease.clean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ _TEXTS = ("rwbs", "comm")
 
 
 class EventStream:
-    """Reads files `<cpu>.pages` once, from begin to end."""
+    """Reads the pages of all CPUs once, from begin to end."""
 
-    def __init__(self, folder: Path, formats: Mapping[int, EventFormat]) -> None:
-        """Read the files in `folder`; `formats` tells of each kind of event (`tasks.tracers.pairing`) its layout."""
+    def __init__(self, files: Mapping[str, Sequence[Path]], formats: Mapping[int, EventFormat]) -> None:
+        """Read each CPU's `files` in turn; `formats` tells each kind of event's layout (`tasks.tracers.pairing`)."""
         names = [*_FIELDS, *_TEXTS]
         self._layouts = {kind: (form.number, form.layout(names)) for kind, form in formats.items()}
         self._words: dict[str, int] = {"": 0}
-        self._files = [_PageFile(p) for p in sorted(folder.glob("*.pages"))]
-        self._last_ns = [0] * len(self._files)
+        self._cpus = [_Pages(own) for own in files.values()]
+        self._last_ns = [0] * len(self._cpus)
         #: Pages before which the kernel says that events were lost.
         self.gaps = 0
         #: Events that are none of the known kinds.
@@ -53,10 +53,10 @@ class EventStream:
 
     def _pieces(self) -> Iterator[Rows]:
         held = np.empty(0, EVENT)
-        begins = np.sort(np.concatenate([f.begins_ns for f in self._files])) if self._files else np.empty(0, np.int64)
+        begins = np.sort(np.concatenate([np.empty(0, np.int64), *(pages.begins_ns for pages in self._cpus)]))
         cuts = [int(t) for t in np.unique(begins[_CHUNK_PAGES::_CHUNK_PAGES])]
         for cut in [*cuts, None]:
-            pieces = [self._decoded(cpu, f.pages_before(cut)) for cpu, f in enumerate(self._files)]
+            pieces = [self._decoded(n, piece) for n, cpu in enumerate(self._cpus) for piece in cpu.before(cut)]
             events = np.concatenate([held, *pieces])
             events = events[np.argsort(events["t_ns"], kind="stable")]
             # A page that begins before the cut may end after it.
@@ -116,9 +116,20 @@ class EventStream:
         return pa.table({k: np.ascontiguousarray(v) if isinstance(v, np.ndarray) else v for k, v in columns.items()})
 
 
-class _PageFile:
+class _Pages:
     """The raw pages of one CPU, in the order in which it filled them."""
 
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [_PageFile(path) for path in paths]
+        self.begins_ns = np.concatenate([np.empty(0, np.int64), *(f.begins_ns for f in self._files)])
+
+    def before(self, cut_ns: int | None) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield the pages from where the last call ended up to those that begin at `cut_ns` or later."""
+        for file in self._files:
+            yield file.before(cut_ns)
+
+
+class _PageFile:
     def __init__(self, path: Path) -> None:
         self._path, self._page_bytes, self._at = path, os.sysconf("SC_PAGE_SIZE"), 0
         count = path.stat().st_size // self._page_bytes
@@ -127,8 +138,7 @@ class _PageFile:
             for page in range(count):
                 self.begins_ns[page] = int.from_bytes(os.pread(f.fileno(), 8, page * self._page_bytes), "little")
 
-    def pages_before(self, cut_ns: int | None) -> npt.NDArray[np.uint8]:
-        """Return the pages from where the last call ended up to those that begin at `cut_ns` or later."""
+    def before(self, cut_ns: int | None) -> npt.NDArray[np.uint8]:
         end = len(self.begins_ns) if cut_ns is None else int(np.searchsorted(self.begins_ns, cut_ns))
         count, offset = max(0, end - self._at), self._at * self._page_bytes
         self._at += count

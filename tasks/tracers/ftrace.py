@@ -27,6 +27,7 @@ from tasks.tracers.event_stream import EventStream
 from tasks.tracers.pairing import COMPLETE, INSERT, ISSUE, MERGE, REQUEUE, Pairing, Rows
 from tasks.tracers.ring_buffer import EventFormat, check_page_header
 from tasks.tracers.sentinel import SECTOR, read_first_page
+from tasks.tracers.spool import Spool
 from tasks.tracers.tracefs import TRACEFS, ensure_mounted
 from tasks.tracers.writer import RequestWriter
 from tasks.units import parse_bytes
@@ -52,7 +53,7 @@ class Tracer:
         self._lease = lease
         self._buffer_kib = parse_bytes(trace.buffer_size) // 1024
         self._instance = TRACEFS / "instances" / f"offload-sweep-{lease.token}"
-        self._raw = lease.folder / "ftrace"
+        self._spool = Spool(lease.folder / "ftrace", parse_bytes(trace.spool_memory))
         self._sentinels: list[_Sentinel] = []
         self._lost = 0
         self.facts: dict[str, Any] = {
@@ -65,18 +66,18 @@ class Tracer:
     def recording(self) -> Iterator[None]:
         """Record while the body runs."""
         ensure_mounted()
-        self._raw.mkdir()
         with self._lease.hold("ftrace", path=str(self._instance)):
             try:
                 self._set_up()
             except OSError as e:
                 raise TracerError(f"ftrace: cannot set up {self._instance}: {e.strerror}") from e
-            with _draining(self._instance, self._raw):
+            with _draining(self._instance, self._spool):
                 self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
                 yield
                 self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
                 self._write("tracing_on", "0")
             self._lost = sum(_lost_on(cpu) for cpu in _cpus(self._instance))
+        self.facts["spooled_to_disk_bytes"] = self._spool.disk_bytes
 
     def _write(self, name: str, value: str) -> None:
         (self._instance / name).write_text(value)
@@ -94,7 +95,7 @@ class Tracer:
 
     def write(self, window: Window, path: Path) -> Capture:
         """Write the window's requests, sorted by issue time, and count what is missing."""
-        stream = EventStream(self._raw, _formats())
+        stream = EventStream(self._spool.files(), _formats())
         pairings = {device: Pairing() for device in self._devices}
         unseen = self._sentinels
         with RequestWriter(path, self.facts, self._devices, ("issue", "completion", "insert")) as writer:
@@ -107,6 +108,7 @@ class Tracer:
                     writer.write(stream.table(joined.issue[inside], joined.completion[inside]), device)
             for device, pairing in pairings.items():
                 writer.write(stream.table(pairing.open[_within(pairing.open, window)], None), device)
+        self._spool.close()
         return writer.capture(self._faults(stream, pairings.values(), window) | {"blind": len(unseen)})
 
     def _faults(self, stream: EventStream, pairings: Iterable[Pairing], window: Window) -> dict[str, int]:
@@ -158,10 +160,10 @@ def _lost_on(cpu: Path) -> int:
 
 
 @contextmanager
-def _draining(instance: Path, folder: Path) -> Iterator[None]:
-    """Move every CPU's pages to files while the body runs, and what is left when it has ended."""
+def _draining(instance: Path, spool: Spool) -> Iterator[None]:
+    """Move every CPU's pages to the spool while the body runs, and what is left when it has ended."""
     stop = threading.Event()
-    sources = [_Source(cpu, folder) for cpu in _cpus(instance)]
+    sources = [_Source(cpu, spool) for cpu in _cpus(instance)]
     trouble: list[OSError] = []
 
     def loop() -> None:
@@ -184,15 +186,15 @@ def _draining(instance: Path, folder: Path) -> Iterator[None]:
         for source in sources:
             source.close()
     if trouble:
-        raise TracerError(f"ftrace: cannot save the trace to {folder}: {trouble[0].strerror}")
+        raise TracerError(f"ftrace: cannot save the trace: {trouble[0].strerror}")
 
 
 class _Source:
-    """One CPU's binary pages, and the file they go to."""
+    """One CPU's binary pages, on their way to the spool."""
 
-    def __init__(self, cpu: Path, folder: Path) -> None:
+    def __init__(self, cpu: Path, spool: Spool) -> None:
+        self._cpu, self._spool = cpu.name, spool
         self._from = os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK)
-        self._to = os.open(folder / f"{cpu.name}.pages", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self._pipe = os.pipe()
         fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE_BYTES)
 
@@ -206,8 +208,10 @@ class _Source:
                 return
             if not count:
                 return
-            while count:
-                count -= os.splice(self._pipe[0], self._to, count)
+            to, left = self._spool.target(self._cpu), count
+            while left:
+                left -= os.splice(self._pipe[0], to, left)
+            self._spool.wrote(self._cpu, count)
 
     def finish(self) -> None:
         """Move the rest: full pages, then the partly filled one, which splice leaves behind."""
@@ -219,9 +223,9 @@ class _Source:
                 return
             if not page:
                 return
-            os.write(self._to, page)
+            self._spool.wrote(self._cpu, os.write(self._spool.target(self._cpu), page))
 
     def close(self) -> None:
         """Close what was opened."""
-        for fd in (self._from, self._to, *self._pipe):
+        for fd in (self._from, *self._pipe):
             os.close(fd)
