@@ -167,6 +167,7 @@ def _obstacles() -> dict[str, str | None]:
         "root": root,
         "loop": root or _loop_obstacle(),
         "tracer:none": None,
+        "tracer:diskstats": None,
         "tracer:ftrace": root or _tracefs_obstacle(),
         "tracer:bpftrace": root or _program_obstacle("bpftrace", "bpftrace"),
         "gpu": None if gpus() else "no NVIDIA GPU on this node",

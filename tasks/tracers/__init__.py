@@ -15,12 +15,16 @@ from tasks.device import Devices
 from tasks.lease import Lease
 from tasks.spec import Trace
 
-#: Name in `trace.tracer` to the module that holds a class `Tracer`; `auto` takes the first the node can run.
+#: Name in `trace.tracer` to the module that holds a class `Tracer`.
 TRACERS = {
     "ftrace": "tasks.tracers.ftrace",
     "bpftrace": "tasks.tracers.bpftrace",
+    "diskstats": "tasks.tracers.diskstats",
     "none": "tasks.tracers.none",
 }
+
+#: Those that record single requests: `auto` takes the one that disturbs least (`tasks.calibration`).
+OF_REQUESTS = ("ftrace", "bpftrace")
 
 
 @dataclass(frozen=True)
