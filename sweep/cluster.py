@@ -143,6 +143,7 @@ def _drop_unannounced(offer: Offer, announced: Mapping[str, float]) -> None:
             offer.capabilities.remove(name)
             offer.missing[name] = late
     offer.places = [p for p in offer.places if all(f"drive:{d}" in announced for d in p.drives)]
+    offer.scratch = [s for s in offer.scratch if all(f"drive:{d}" in announced for d in s.drives)]
 
 
 def pinned(node_id: str) -> Any:

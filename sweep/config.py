@@ -19,7 +19,18 @@ from analysis.figures import FIGURES
 from sweep.errors import ConfigError, first_line
 from tasks import workloads
 from tasks.files import conf_dir
-from tasks.spec import FILESYSTEMS, SMALLEST_IMAGE_BYTES, Backing, Limits, Storage, StorageKind, Trace, key, storage_of
+from tasks.spec import (
+    FILESYSTEMS,
+    SMALLEST_IMAGE_BYTES,
+    Backing,
+    Limits,
+    QueueLimits,
+    Storage,
+    StorageKind,
+    Trace,
+    key,
+    storage_of,
+)
 from tasks.tracers import TRACERS
 from tasks.units import format_bytes, parse_bytes
 
@@ -31,6 +42,9 @@ _MOST_REPEATS = 10_000
 
 #: Options of mkfs and mount by which a filesystem takes further devices (mkfs.xfs(8), mke2fs(8), btrfs(5)).
 _OTHER_DEVICE = re.compile(r"\b(device|logdev|rtdev|journal_path|journal_dev|name)\s*=")
+
+#: A scheduler as /sys/block/<device>/queue/scheduler lists it.
+_SCHEDULER = re.compile(r"[a-z][a-z0-9_-]*")
 
 #: No program of any use starts in less memory.
 _LEAST_MEMORY_BYTES = 4 << 20
@@ -578,12 +592,16 @@ def _check_storage(source: str, config: dict[str, Any]) -> None:
     storage = storage_of(config)
     if storage.path and not Path(storage.path).is_absolute():
         raise ConfigError(source, "storage.path", f"must start with /, for nodes share no folder; not {storage.path!r}")
-    for name, least in (("max_sectors_kb", 1), ("read_ahead_kb", 0)):
-        if (limit := vars(storage.queue)[name]) is not None and limit < least:
-            raise ConfigError(source, f"storage.queue.{name}", f"must be {least} or more, not {limit}")
+    _check_queue(source, storage.queue)
+    if storage.device and storage.kind is not StorageKind.device:
+        text = f"would not be used: storage.kind is {storage.kind.name}"
+        raise ConfigError(source, "storage.device", text, "set storage.kind=device to measure that device")
     if storage.kind is StorageKind.directory:
         if not storage.path:
             raise ConfigError(source, "storage.path", "is missing: storage.kind=directory needs the folder to use")
+        if storage.mkfs_options:
+            text = "nothing is made in an existing directory: its filesystem is used as it is"
+            raise ConfigError(source, "storage.mkfs_options", text)
         return
     if storage.fs not in FILESYSTEMS:
         raise ConfigError(source, "storage.fs", f"cannot make {storage.fs!r}", _nearest(storage.fs, FILESYSTEMS))
@@ -592,17 +610,52 @@ def _check_storage(source: str, config: dict[str, Any]) -> None:
             if "/" in option or _OTHER_DEVICE.search(option):
                 text = f"{option!r} may name another device or file; a trial touches its own image only"
                 raise ConfigError(source, f"storage.{name}", text)
+    if storage.kind is StorageKind.device:
+        _check_device(source, storage)
+    else:
+        _check_image(source, storage, workloads.of_config(config).space_bytes())
+
+
+def _check_queue(source: str, queue: QueueLimits) -> None:
+    # the kernel makes four of fewer requests (BLKDEV_MIN_RQ)
+    for name, least in (("max_sectors_kb", 1), ("read_ahead_kb", 0), ("nr_requests", 4)):
+        if (limit := vars(queue)[name]) is not None and limit < least:
+            raise ConfigError(source, f"storage.queue.{name}", f"must be {least} or more, not {limit}")
+    if queue.scheduler is not None and not _SCHEDULER.fullmatch(queue.scheduler):
+        text = f"{queue.scheduler!r} is no scheduler; one that the node's queue lists: none, mq-deadline, kyber, bfq"
+        raise ConfigError(source, "storage.queue.scheduler", text)
+
+
+def _check_device(source: str, storage: Storage) -> None:
+    if not storage.device or not storage.device.startswith("/dev/") or ".." in storage.device.split("/"):
+        text = "must name the drive or partition to format, such as /dev/disk/by-id/nvme-..., "
+        raise ConfigError(source, "storage.device", f"{text}not {storage.device!r}")
+    if not storage.allow_format:
+        text = f"must be true for storage.kind=device: each trial makes a new {storage.fs} on {storage.device}"
+        raise ConfigError(source, "storage.allow_format", text)
+    if storage.path:
+        raise ConfigError(source, "storage.path", "would not be used: storage.device says where the filesystem is made")
+
+
+def _check_image(source: str, storage: Storage, needed: int) -> None:
+    if storage.trim:
+        text = "a trial makes a new loop image, with nothing to trim; it is for storage.kind directory and device"
+        raise ConfigError(source, "storage.trim", text)
     if storage.backing is Backing.tmpfs and storage.path:
         raise ConfigError(source, "storage.path", "storage.backing=tmpfs has its own place; leave storage.path out")
     try:
         image_bytes = parse_bytes(storage.image_size)
     except ValueError as e:
         raise ConfigError(source, "storage.image_size", str(e)) from None
-    needed = workloads.of_config(config).space_bytes()
-    least = max(SMALLEST_IMAGE_BYTES[storage.fs], int(needed * 1.06) + _FILESYSTEM_BYTES)
-    if image_bytes < least:
-        text = f"{format_bytes(image_bytes)} are too small: {storage.fs} and {format_bytes(needed)} of offload files"
-        raise ConfigError(source, "storage.image_size", f"{text} need {format_bytes(least)}")
+    if problem := too_small(image_bytes, storage.fs, needed):
+        raise ConfigError(source, "storage.image_size", problem)
+
+
+def too_small(device_bytes: int, fs: str, needed: int) -> str | None:
+    """Say why a filesystem of this size on a device cannot hold `needed` bytes of offload files, or None."""
+    least = max(SMALLEST_IMAGE_BYTES[fs], int(needed * 1.06) + _FILESYSTEM_BYTES)
+    text = f"{format_bytes(device_bytes)} are too small: {fs} and {format_bytes(needed)} of offload files"
+    return f"{text} need {format_bytes(least)}" if device_bytes < least else None
 
 
 def _check_limits(source: str, limits: Mapping[str, Any]) -> None:

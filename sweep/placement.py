@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sweep.config import too_small
 from sweep.errors import PlacementError
 from sweep.plan import Trial
 from tasks import workloads
 from tasks.machine import Offer, Place
+from tasks.mounts import options_not_in_force
+from tasks.scratch import unlisted
 from tasks.spec import Backing, Storage, StorageKind, storage_of
 from tasks.storage import SPARE_BYTES, TMPFS_DIR
 from tasks.tracers import TRACERS
@@ -58,6 +61,10 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
     found = dict(workloads.of_config(config).needs())
     if storage.kind is StorageKind.loop:
         found |= {"loop": "storage.kind", f"fs:{storage.fs}": "storage.fs"}
+    if storage.kind is StorageKind.device:
+        found |= {"root": "storage.kind", "scratch": "storage.device", f"fs:{storage.fs}": "storage.fs"}
+    if storage.trim:
+        found["root"] = "storage.trim"
     if storage.backing is Backing.tmpfs and storage.kind is StorageKind.loop:
         found["tmpfs"] = "storage.backing"
     if any(limit is not None for limit in vars(storage.queue).values()):
@@ -79,20 +86,13 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
         if name not in have
     ]
     storage = storage_of(dict(config))
-    ground = _ground(storage, node.offer)
-    # Of another machine's folders nothing is known here; there the trial itself says so.
-    if storage.path and node.offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
-        obstacles.append(f"storage.path: {storage.path} is no folder on this node")
-    elif ground is None:
-        obstacles.append(f"storage.path: no filesystem of a drive holds {storage.path or node.offer.state_dir}")
-    else:
-        obstacles += _space_obstacles(storage, config, ground)
-    if obstacles or ground is None:
+    on_device = storage.kind is StorageKind.device
+    drives, in_the_way = (_device_drives if on_device else _folder_drives)(storage, config, node.offer)
+    if obstacles := [*obstacles, *in_the_way]:
         return sorted(set(obstacles), key=obstacles.index)
     tracer = _tracer(config, have)
     definite = {**config, "trace": {**config["trace"], "tracer": tracer}}
     wants_gpu = "gpu" in wanted or (workloads.of_config(config).wants_gpu() and "gpu" in have)
-    drives = () if ground.ram_backed else ground.drives
     resources = {name: _SHARE for name in (*wanted, f"tracer:{tracer}") if name != "gpu"}
     resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
     return Placement(node, drives, definite, resources, int(wants_gpu))
@@ -101,6 +101,35 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
 def _tracer(config: Mapping[str, Any], have: set[str]) -> str:
     wanted = config["trace"]["tracer"]
     return next(name for name in TRACERS if f"tracer:{name}" in have) if wanted == "auto" else str(wanted)
+
+
+def _folder_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) -> tuple[tuple[str, ...], list[str]]:
+    """Return the drives under a trial's image, or its directory, and what stands in its way there."""
+    ground = _ground(storage, offer)
+    # Of another machine's folders nothing is known here; there the trial itself says so.
+    if storage.path and offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
+        return (), [f"storage.path: {storage.path} is no folder on this node"]
+    if ground is None:
+        return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.state_dir}"]
+    return () if ground.ram_backed else ground.drives, _space_obstacles(storage, config, ground)
+
+
+def _device_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) -> tuple[tuple[str, ...], list[str]]:
+    """Return the drives under a scratch device, and what stands in the way of formatting it."""
+    if "scratch" not in offer.capabilities:
+        return (), []  # told as a missing capability
+    path = str(storage.device)
+    found = next((s for s in offer.scratch if path in s.names), None)
+    if found is None:
+        return (), [unlisted(path, [s.path for s in offer.scratch])]
+    if found.obstacle:
+        return (), [f"storage.device: {found.obstacle}"]
+    wrong = []
+    if storage.trim and not found.discards:
+        wrong.append(f"storage.trim: {path} takes no discards; set storage.trim=false")
+    if problem := too_small(found.size_bytes, storage.fs, workloads.of_config(config).space_bytes()):
+        wrong.append(f"storage.device: {problem}")
+    return found.drives, wrong
 
 
 def _ground(storage: Storage, offer: Offer) -> Place | None:
@@ -118,12 +147,22 @@ def _space_obstacles(storage: Storage, config: Mapping[str, Any], ground: Place)
         return [f"storage.path: {ground.path} is {ground.fs}, on no block device: nothing there to count or trace"]
     if storage.kind is StorageKind.directory:
         needed, key = workloads.of_config(config).space_bytes(), "storage.path"
-        wrong = [] if ground.fs == storage.fs else [f"storage.fs: {storage.path} is {ground.fs}, not {storage.fs}"]
+        wrong = _directory_obstacles(storage, ground)
     else:
         needed, key, wrong = parse_bytes(storage.image_size), "storage.image_size", []
     if needed + SPARE_BYTES > ground.free_bytes:
         text = f"{format_bytes(needed)} and {format_bytes(SPARE_BYTES)} to spare do not fit into the"
         wrong.append(f"{key}: {text} {format_bytes(ground.free_bytes)} free on {ground.path}")
+    return wrong
+
+
+def _directory_obstacles(storage: Storage, ground: Place) -> list[str]:
+    wrong = [] if ground.fs == storage.fs else [f"storage.fs: {storage.path} is {ground.fs}, not {storage.fs}"]
+    if lacking := options_not_in_force(storage.mount_options, ground.options):
+        text = f"{ground.path} is mounted without {', '.join(lacking)} ({ground.options})"
+        wrong.append(f"storage.mount_options: {text}; mount it with them, or leave out what is a default")
+    if storage.trim and not ground.discards:
+        wrong.append(f"storage.trim: the device under {ground.path} takes no discards; set storage.trim=false")
     return wrong
 
 
@@ -169,7 +208,7 @@ def _refusal(refused: Mapping[tuple[str, ...], Sequence[Trial]], source: str, to
 
 def resources_of(offer: Offer) -> dict[str, float]:
     """Return the custom resources that a node with this offer announces to Ray."""
-    drives = {d for p in offer.places for d in p.drives}
+    drives = {d for p in offer.places for d in p.drives} | {d for s in offer.scratch for d in s.drives}
     return {
         SLOT: 1.0,
         **{name: 1.0 for name in offer.capabilities if name != "gpu"},

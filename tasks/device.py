@@ -1,4 +1,4 @@
-"""Block devices as sysfs shows them: names, leaf drives, counters, queue limits.
+"""Block devices as sysfs shows them: names, leaf drives, counters.
 
 The counters are those of Documentation/block/stat.rst: 512-byte sectors whatever the device's own sector size.
 """
@@ -6,23 +6,27 @@ The counters are those of Documentation/block/stat.rst: 512-byte sectors whateve
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tasks.errors import StorageError
-from tasks.mounts import device_number
-
-if TYPE_CHECKING:
-    from tasks.lease import Lease
-    from tasks.spec import QueueLimits
+from tasks.errors import StorageError, TracerError
+from tasks.mounts import device_numbers, mount_of
 
 SECTOR_BYTES = 512
 _SYS_DEV = Path("/sys/dev/block")
 _SYS_BLOCK = Path("/sys/block")
+
+#: Tracers that need no requests.
+_COUNTERS_ONLY = ("none", "diskstats")
+
+_NVME_HEAD = re.compile(r"nvme\d+n\d+")
+_IN_MEMORY = re.compile(r"(zram|ram)\d+")
+
+#: How the model begins that NVMeVirt's controllers tell (its admin.c, identify).
+_NVMEVIRT = "CSL_Virt"
 
 
 @dataclass(frozen=True)
@@ -170,18 +174,39 @@ def _whole_disk(dev: str) -> Path:
     return folder.parent if (folder / "partition").exists() else folder
 
 
-def request_devices(dev: str) -> Devices:
-    """Return the devices whose requests carry the I/O of the block device `major:minor`.
+def request_devices(*devs: str) -> Devices:
+    """Return the devices whose requests carry the I/O of the block devices `devs`, each `major:minor`.
 
     Block requests belong to whole disks, and device-mapper and md pass theirs on: below a partition or a volume it is
     the disk, or all of its disks. Raises StorageError where there is none.
     """
-    disk = _whole_disk(Device.of_number(dev).dev)
-    below = sorted((disk / "slaves").iterdir()) if (disk / "slaves").is_dir() else []
-    if not below:
-        return Devices((Device.of_name(disk.name),))
-    found = [d for s in below for d in request_devices((s / "dev").read_text().strip())]
-    return Devices(tuple(sorted(set(found), key=lambda d: d.name)))
+    found: set[Device] = set()
+    for dev in devs:
+        disk = _whole_disk(Device.of_number(dev).dev)
+        below = _slaves(disk)
+        found |= set(request_devices(*below)) if below else {Device.of_name(disk.name)}
+    return Devices(tuple(sorted(found, key=lambda d: d.name)))
+
+
+def _slaves(disk: Path) -> list[str]:
+    """Return the numbers of the devices that device-mapper or md have built `disk` of; of any other disk, none."""
+    folder = disk / "slaves"
+    return [(s / "dev").read_text().strip() for s in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+def check_traceable(devices: Devices, tracer: str) -> None:
+    """Raise TracerError where `tracer` records requests and a device has none: it takes I/O as it comes (bios).
+
+    So do zram, pmem and brd, and the head of an NVMe drive under native multipath, whose requests belong to hidden
+    devices, one for each path (drivers/nvme/host/multipath.c).
+    """
+    bare = [d.name for d in devices if not (_SYS_BLOCK / d.name / "mq").is_dir()]
+    if not bare or tracer in _COUNTERS_ONLY:
+        return
+    text = f"trace.tracer: {bare[0]} makes no block requests that {tracer} could record"
+    if _NVME_HEAD.fullmatch(bare[0]):
+        raise TracerError(f"{text}: it is a multipath NVMe device; boot with nvme_core.multipath=N, or set tracer=none")
+    raise TracerError(f"{text}; set trace.tracer=none to count its bytes")
 
 
 def drive_model(drive: str) -> str:
@@ -189,38 +214,35 @@ def drive_model(drive: str) -> str:
     return _read(_SYS_BLOCK / drive / "device" / "model") or "unknown"
 
 
-def leaf_drives(dev: str) -> tuple[str, ...]:
-    """Return the drives that requests to `major:minor` end on.
+def leaf_drives(*devs: str) -> tuple[str, ...]:
+    """Return the drives that requests to the devices `devs`, each `major:minor`, end on.
 
-    Goes below partitions, device-mapper, md and loop images. A loop image on tmpfs is its own drive. Empty where the
+    Goes below partitions, device-mapper, md and loop images. A loop image on tmpfs is its own drive. Empty where a
     device is unknown to sysfs (network and overlay filesystems).
     """
-    if not (_SYS_DEV / dev).exists():
-        return ()
-    disk = _whole_disk(dev)
-    slaves = sorted((disk / "slaves").iterdir()) if (disk / "slaves").is_dir() else []
-    if slaves:
-        return tuple(sorted({leaf for s in slaves for leaf in leaf_drives((s / "dev").read_text().strip())}))
-    image = _read(disk / "loop" / "backing_file")
-    if image and os.path.exists(image):
-        below = leaf_drives(device_number(image))
-        return below or (disk.name,)
-    return (disk.name,)
+    found: set[str] = set()
+    for dev in devs:
+        if not (_SYS_DEV / dev).exists():
+            continue
+        disk = _whole_disk(dev)
+        below = _slaves(disk)
+        if not below and (image := _image_of(disk.name)):
+            below = list(device_numbers(image))
+        found |= set(leaf_drives(*below)) or {disk.name}
+    return tuple(sorted(found))
 
 
-def _queue_file(device: Device, name: str) -> Path:
-    return _whole_disk(device.dev) / "queue" / name
+def _image_of(disk: str) -> str | None:
+    """Return the file that a loop device shows, where it can be seen from here."""
+    image = _read(_SYS_BLOCK / disk / "loop" / "backing_file")
+    return image if image and os.path.exists(image) else None
 
 
-def queue_limits(devices: Devices) -> dict[str, str]:
-    """Return the queue settings that shape requests, as the kernel shows them; those of several devices one by one."""
-    names = ("max_sectors_kb", "read_ahead_kb", "scheduler", "nr_requests", "rotational", "nomerges")
-    found = {}
-    for name in names:
-        values = [value for d in devices if (value := _read(_queue_file(d, name))) is not None]
-        if values:
-            found[name] = values[0] if len(set(values)) == 1 else ", ".join(values)
-    return found
+def is_ram_backed(drive: str) -> bool:
+    """Say whether a drive, as `leaf_drives` names it, lies in memory: loops on tmpfs, zram, brd, NVMeVirt."""
+    if image := _image_of(drive):
+        return mount_of(image).fs in ("tmpfs", "ramfs")
+    return bool(_IN_MEMORY.fullmatch(drive)) or drive_model(drive).startswith(_NVMEVIRT)
 
 
 def disk_sequence(name: str) -> str | None:
@@ -231,42 +253,3 @@ def disk_sequence(name: str) -> str | None:
 def boot_id() -> str:
     """Return the kernel's identity of this boot; monotonic clocks of two boots cannot be compared."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def write_queue(name: str, values: dict[str, str]) -> None:
-    """Write queue settings of the whole disk `name`, as found in `/sys/block`."""
-    for setting, value in values.items():
-        (_SYS_BLOCK / name / "queue" / setting).write_text(value)
-
-
-@contextmanager
-def limited_queues(devices: Devices, limits: QueueLimits, lease: Lease) -> Iterator[None]:
-    """Hold the queues of all devices at `limits`, read back; the former values return at the end, also after a crash.
-
-    They outlive `losetup -d`, so a loop device must get them back too.
-    """
-    wanted = {k: str(v) for k, v in vars(limits).items() if v is not None}
-    with ExitStack() as held:
-        for device in devices if wanted else ():
-            held.enter_context(_limited_queue(device, wanted, lease))
-        yield
-
-
-@contextmanager
-def _limited_queue(device: Device, wanted: dict[str, str], lease: Lease) -> Iterator[None]:
-    disk = _whole_disk(device.dev).name
-    before = {k: _queue_file(device, k).read_text().strip() for k in wanted}
-    identity = {"diskseq": disk_sequence(disk), "boot_id": boot_id()}
-    with lease.hold("queue", device=disk, values=before, **identity):
-        for name, value in wanted.items():
-            _set_and_verify(disk, name, value)
-        yield
-
-
-def _set_and_verify(disk: str, name: str, value: str) -> None:
-    try:
-        write_queue(disk, {name: value})
-    except OSError as e:
-        raise StorageError(f"storage.queue.{name}: {disk} does not take {value}: {e.strerror}") from e
-    if (got := _read(_SYS_BLOCK / disk / "queue" / name)) != value:
-        raise StorageError(f"storage.queue.{name}: {disk} made {got} of {value}")

@@ -9,6 +9,7 @@ class TaskError(Exception):
     TaskError
     ├── StorageError      the drive, filesystem or image is not what the trial asked for
     ├── TracerError       the tracer did not start, or did not say that it was live
+    ├── NodeConfigError   node.yaml cannot be read (`tasks.node_config`)
     ├── LimitError        a memory limit cannot be set (`tasks.cgroup`)
     ├── InterpreterError  `workload.python` cannot run the job (`tasks.interpreter`)
     └── AsyncIOError      DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tasks import device
+from tasks import device, queues
 from tasks.device import boot_id
 from tasks.state import state_dir
 
@@ -201,9 +201,10 @@ def _undo_folder(entry: dict[str, Any]) -> None:
 
 def _undo_queue(entry: dict[str, Any]) -> None:
     # After a reboot, or with other media under that name, the settings are somebody else's.
-    same = entry["boot_id"] == boot_id() and entry["diskseq"] == device.disk_sequence(entry["device"])
-    if same and (Path("/sys/block") / entry["device"]).exists():
-        device.write_queue(entry["device"], entry["values"])
+    disk, folder = entry["device"], Path(entry["folder"])
+    same = entry["boot_id"] == boot_id() and entry["diskseq"] == (disk and device.disk_sequence(disk))
+    if same and folder.exists():
+        queues.write_queue(folder, entry["values"])
 
 
 def _undo_ftrace(entry: dict[str, Any]) -> None:

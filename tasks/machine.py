@@ -17,9 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import async_io, cgroup
+from tasks import async_io, cgroup, scratch
 from tasks.device import leaf_drives
-from tasks.mounts import device_number, mount_of, mounts
+from tasks.discard import can_discard
+from tasks.mounts import device_numbers, mount_of, mounts
+from tasks.node_config import NodeConfigError
+from tasks.scratch import Scratch
 from tasks.spec import FILESYSTEMS
 from tasks.state import state_dir
 from tasks.storage import TMPFS_DIR
@@ -63,6 +66,8 @@ class Place:
     drives: tuple[str, ...]
     free_bytes: int
     ram_backed: bool
+    options: str = ""
+    discards: bool = False
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Offer:
     state_dir: str
     capabilities: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    scratch: list[Scratch] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, the inverse of `Offer.from_json`."""
@@ -84,7 +90,8 @@ class Offer:
     def from_json(cls, value: dict[str, Any]) -> Offer:
         """Return the offer that `to_json` described."""
         places = [Place(**{**p, "drives": tuple(p["drives"])}) for p in value["places"]]
-        return cls(**{**value, "places": places})
+        scratch = [Scratch(**{**s, "names": tuple(s["names"]), "drives": tuple(s["drives"])}) for s in value["scratch"]]
+        return cls(**{**value, "places": places, "scratch": scratch})
 
     def place_of(self, path: str) -> Place | None:
         """Return the place that `path` lies in: the one with the longest matching folder."""
@@ -141,6 +148,8 @@ def offer() -> Offer:
             found.capabilities.append(name)
         else:
             found.missing[name] = obstacle
+    if "scratch" in found.capabilities:
+        found.scratch = scratch.offered()
     return found
 
 
@@ -153,8 +162,9 @@ def _places() -> list[Place]:
         if mount.fs in _NO_FILES:
             continue
         try:
-            drives = leaf_drives(device_number(path))
-            found[path] = Place(path, mount.fs, drives, shutil.disk_usage(path).free, mount.fs == "tmpfs")
+            numbers, free_bytes = device_numbers(path), shutil.disk_usage(path).free
+            in_memory, discards = mount.fs == "tmpfs", can_discard(*numbers)
+            found[path] = Place(path, mount.fs, leaf_drives(*numbers), free_bytes, in_memory, mount.options, discards)
         except OSError:
             continue  # not ours to look into, such as another user's FUSE mount
     return list(found.values())
@@ -177,11 +187,19 @@ def _obstacles() -> dict[str, str | None]:
         else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
         "engine:gds": async_io.gds_obstacle(),
         "memory_limit": cgroup.obstacle(),
+        "scratch": _scratch_obstacle(),
         "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
     }
     for fs in FILESYSTEMS:
         checks[f"fs:{fs}"] = _filesystem_obstacle(fs)
     return checks
+
+
+def _scratch_obstacle() -> str | None:
+    try:
+        return scratch.listing_obstacle()
+    except NodeConfigError as e:
+        return str(e)
 
 
 def _program_obstacle(program: str, package: str) -> str | None:

@@ -22,6 +22,7 @@ class StorageKind(Enum):
 
     loop = "loop"
     directory = "directory"
+    device = "device"
 
 
 class Backing(Enum):
@@ -34,6 +35,9 @@ class Backing(Enum):
 #: Filesystems that a trial can make on a loop image, with the mkfs options that make them quiet and forcing.
 FILESYSTEMS: dict[str, tuple[str, ...]] = {"ext4": ("-q", "-F"), "xfs": ("-q", "-f"), "btrfs": ("-q", "-f")}
 
+#: By which of its options mkfs leaves a drive's blocks as they are; it would discard them all otherwise.
+NO_DISCARD: dict[str, tuple[str, ...]] = {"ext4": ("-K",), "xfs": ("-K",), "btrfs": ("-K",)}
+
 #: The smallest image mkfs makes, in bytes. xfsprogs refuses less than 300 MiB, btrfs-progs less than 109 MiB.
 SMALLEST_IMAGE_BYTES = {"ext4": 16 << 20, "xfs": 300 << 20, "btrfs": 128 << 20}
 
@@ -44,20 +48,32 @@ class QueueLimits:
 
     max_sectors_kb: int | None = key(None, "largest request in KiB; 128 is what the study's NVMe drive does")
     read_ahead_kb: int | None = key(None, "read-ahead of buffered reads in KiB")
+    scheduler: str | None = key(None, "I/O scheduler, such as none, mq-deadline, kyber or bfq")
+    nr_requests: int | None = key(None, "requests that the queue holds; with scheduler none the drive bounds it")
 
 
 @dataclass
 class Storage:
     """The filesystem under test."""
 
-    kind: StorageKind = key(StorageKind.loop, "loop: an image file that the trial makes; directory: one that exists")
-    fs: str = key("ext4", "filesystem: made on a loop image, verified in an existing directory")
+    kind: StorageKind = key(
+        StorageKind.loop,
+        "loop: an image file that the trial makes; directory: one that exists; device: a scratch drive it formats",
+    )
+    fs: str = key("ext4", "filesystem: made on a loop image or a device, verified in an existing directory")
     path: str | None = key(None, "folder for images (null: the node's own), or the existing directory")
+    device: str | None = key(
+        None, "device only: the drive or partition to format, which the node's own node.yaml must list as scratch"
+    )
+    allow_format: bool = key(False, "device only: true says that all that is on storage.device may be lost")
     backing: Backing = key(Backing.disk, "loop only: the image lies on a disk (direct I/O) or in memory (tmpfs)")
     image_size: int | str = key("2GiB", "loop only: size of the image")
-    mkfs_options: list[str] = key(list, "loop only: further arguments of mkfs")
-    mount_options: list[str] = key(list, "loop only: mount options, such as noatime")
-    queue: QueueLimits = key(QueueLimits, "block queue settings of the traced device")
+    mkfs_options: list[str] = key(list, "loop and device: further arguments of mkfs")
+    mount_options: list[str] = key(
+        list, "mount options, such as noatime, verified after the mount; those a directory's mount must have"
+    )
+    trim: bool = key(False, "directory, device: discard free space (fstrim), or all of the device, before the trial")
+    queue: QueueLimits = key(QueueLimits, "block queue settings of the traced devices")
 
 
 @dataclass

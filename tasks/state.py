@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tasks.errors import StorageError
 
+#: How the folders and tracing instances of attempts begin.
+FOLDER_PREFIX = "offload-sweep-"
+
 
 def state_dir() -> Path:
     """Return the node's state folder, made if it is missing.

@@ -11,18 +11,21 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tasks import device
 from tasks.device import Device, Devices
+from tasks.discard import discard_device, trim_filesystem
 from tasks.errors import StorageError
 from tasks.lease import MARKER, Lease
-from tasks.mounts import Mount, device_number, mount_of
+from tasks.mounts import Mount, device_numbers, devices_of, mount_of, options_not_in_force, read_ahead_folder
 from tasks.process import tool
-from tasks.spec import FILESYSTEMS, Backing, Storage, StorageKind
-from tasks.state import default_image_dir
+from tasks.queues import held_queues, queue_facts
+from tasks.scratch import claimed
+from tasks.spec import FILESYSTEMS, NO_DISCARD, Backing, Storage, StorageKind
+from tasks.state import FOLDER_PREFIX, default_image_dir
 from tasks.units import format_bytes, parse_bytes
 
 #: Where images with `backing: tmpfs` lie.
@@ -43,7 +46,7 @@ class Volume:
 
     def drives(self) -> tuple[str, ...]:
         """Return the drives that requests end on."""
-        return tuple(sorted({leaf for d in self.devices for leaf in device.leaf_drives(d.dev)}))
+        return device.leaf_drives(*(d.dev for d in self.devices))
 
     def drive_facts(self) -> dict[str, Any]:
         """Return the drive that requests end on; an image in memory is its own."""
@@ -51,7 +54,8 @@ class Volume:
             return {"drive": "memory", "drive_model": "tmpfs", "ram_backed": True}
         drives = self.drives()
         models = ", ".join(device.drive_model(d) for d in drives)
-        return {"drive": ", ".join(drives), "drive_model": models, "ram_backed": False}
+        in_memory = bool(drives) and all(map(device.is_ram_backed, drives))
+        return {"drive": ", ".join(drives), "drive_model": models, "ram_backed": in_memory}
 
 
 def image_dir(storage: Storage) -> Path:
@@ -63,21 +67,61 @@ def image_dir(storage: Storage) -> Path:
 
 @contextmanager
 def volume(storage: Storage, lease: Lease) -> Iterator[Volume]:
-    """Provide the storage a trial asks for, verified, with its queue settings; undo everything afterwards."""
-    provide = _loop if storage.kind is StorageKind.loop else _directory
+    """Provide the storage a trial asks for, verified, trimmed, with its queue settings; undo everything afterwards."""
+    provide = {StorageKind.loop: _loop, StorageKind.directory: _directory, StorageKind.device: _device}[storage.kind]
     with provide(storage, lease) as found:
-        if found.mount.fs != storage.fs:
-            raise StorageError(f"{found.mount.path} is {found.mount.fs}, the trial asks for {storage.fs}")
-        with device.limited_queues(found.devices, storage.queue, lease):
+        _verify(found.mount, storage)
+        if storage.trim and storage.kind is StorageKind.directory:
+            found.facts["trimmed_bytes"] = trim_filesystem(found.offload_dir)
+        read_ahead = read_ahead_folder(found.offload_dir)
+        with held_queues(found.devices, read_ahead, storage.queue, lease):
+            space = os.statvfs(found.offload_dir)
             found.facts |= {
                 "kind": storage.kind.name,
                 "fs": found.mount.fs,
+                "source": found.mount.source,
                 "mount_options": found.mount.options,
+                "block_bytes": space.f_bsize,
                 "drives": list(found.drives()),
-                "queue": device.queue_limits(found.devices),
-                "free_bytes": shutil.disk_usage(found.offload_dir).free,
+                "queue": queue_facts(found.devices, read_ahead),
+                "free_bytes": space.f_bavail * space.f_frsize,
             }
             yield found
+
+
+def _verify(mount: Mount, storage: Storage) -> None:
+    """Raise StorageError where the kernel's own list of mounts is not what the trial asks for."""
+    if mount.fs != storage.fs:
+        raise StorageError(f"{mount.path} is {mount.fs}, the trial asks for {storage.fs}")
+    if lacking := options_not_in_force(storage.mount_options, mount.options):
+        raise StorageError(
+            f"storage.mount_options: {', '.join(lacking)} not among the options in force on {mount.path} "
+            f"({mount.options}); leave out what is the default of {mount.fs}, which the kernel does not show"
+        )
+
+
+@contextmanager
+def _own_folder(base: Path, lease: Lease) -> Iterator[Path]:
+    """Provide a marked folder of this attempt in `base`, and remove it afterwards."""
+    folder = base / f"{FOLDER_PREFIX}{lease.token}"
+    with lease.hold("folder", path=str(folder)):
+        folder.mkdir(mode=0o700)
+        (folder / MARKER).touch()
+        yield folder
+
+
+@contextmanager
+def _mounted(storage: Storage, source: Device, folder: Path, lease: Lease) -> Iterator[tuple[Path, Mount]]:
+    """Mount `source` in `folder`; provide a folder for offload files, and the mount as the kernel lists it."""
+    mount_point = folder / "mnt"
+    mount_point.mkdir()
+    with lease.hold("mount", path=str(mount_point)):
+        options = ["-o", ",".join(storage.mount_options)] if storage.mount_options else []
+        tool(["mount", "-t", storage.fs, *options, source.node, str(mount_point)], StorageError)
+        mount = mount_of(mount_point)
+        if mount.path != str(mount_point) or source.dev not in devices_of(mount):
+            raise StorageError(f"{mount_point} holds {mount.source} on {mount.path}, not {source.node}")
+        yield _offload_dir(mount_point), mount
 
 
 @contextmanager
@@ -85,21 +129,41 @@ def _loop(storage: Storage, lease: Lease) -> Iterator[Volume]:
     base = image_dir(storage)
     if not base.is_dir():
         raise StorageError(f"storage.path: {base} is no folder on this node")
-    folder = base / f"offload-sweep-{lease.token}"
-    with lease.hold("folder", path=str(folder)):
-        folder.mkdir(mode=0o700)
-        (folder / MARKER).touch()
-        image, mount_point = folder / "disk.img", folder / "mnt"
+    with _own_folder(base, lease) as folder:
+        image = folder / "disk.img"
         facts = _make_image(storage, image)
         with lease.hold("loop", path=str(image)):
             node, direct = _attach(image, storage.backing)
-            mount_point.mkdir()
-            with lease.hold("mount", path=str(mount_point)):
-                options = ["-o", ",".join(storage.mount_options)] if storage.mount_options else []
-                tool(["mount", "-t", storage.fs, *options, node, str(mount_point)], StorageError)
-                traced = Devices((Device.of_node(node),))
-                facts |= {"backing": storage.backing.name, "direct_io": direct, "image": str(image)}
-                yield Volume(_offload_dir(mount_point), traced, mount_of(mount_point), facts)
+            facts |= {"backing": storage.backing.name, "direct_io": direct, "image": str(image)}
+            with _mounted(storage, Device.of_node(node), folder, lease) as (offload_dir, mount):
+                yield Volume(offload_dir, Devices((Device.of_node(node),)), mount, facts)
+
+
+@contextmanager
+def _device(storage: Storage, lease: Lease) -> Iterator[Volume]:
+    """Make a filesystem on a scratch device; nothing of what was on it comes back."""
+    if not storage.device or not storage.allow_format:
+        raise StorageError("storage.allow_format: not true, so no device is formatted")
+    facts: dict[str, Any] = {"device": storage.device}
+    with _own_folder(default_image_dir(), lease) as folder:
+        with claimed(storage.device) as (source, fd):
+            if storage.trim:
+                facts["trimmed_bytes"] = discard_device(fd, source.size_bytes, storage.device)
+        options = [*FILESYSTEMS[storage.fs], *NO_DISCARD[storage.fs], *storage.mkfs_options]
+        tool([f"mkfs.{storage.fs}", *options, source.node], StorageError, timeout_s=600)
+        facts["mkfs"] = [f"mkfs.{storage.fs}", *options]
+        with _mounted(_quiet(storage), source, folder, lease) as (offload_dir, mount):
+            yield Volume(offload_dir, device.request_devices(*device_numbers(offload_dir)), mount, facts)
+
+
+def _quiet(storage: Storage) -> Storage:
+    """Return the storage with ext4 told to leave inode tables alone, which it would fill in during the trial.
+
+    mkfs leaves them for after the mount where it has not discarded the device (mke2fs(8), lazy_itable_init).
+    """
+    if storage.fs != "ext4" or any("init_itable" in option for option in storage.mount_options):
+        return storage
+    return replace(storage, mount_options=[*storage.mount_options, "noinit_itable"])
 
 
 def _make_image(storage: Storage, image: Path) -> dict[str, Any]:
@@ -114,10 +178,13 @@ def _make_image(storage: Storage, image: Path) -> dict[str, Any]:
             f"free under {image.parent.parent}"
         )
     with image.open("wb") as f:
-        # Allocated now: a sparse image would measure the host filesystem's allocator, and could run out of space.
-        os.posix_fallocate(f.fileno(), 0, size_bytes)
+        f.truncate(size_bytes)
     mkfs = [f"mkfs.{storage.fs}", *FILESYSTEMS[storage.fs], *storage.mkfs_options, str(image)]
     tool(mkfs, StorageError)
+    with image.open("r+b") as f:
+        # Allocated: a sparse image would measure the host filesystem's allocator, and could run out of space. After
+        # mkfs, for that of ext4 discards the image, which gives its blocks back.
+        os.posix_fallocate(f.fileno(), 0, size_bytes)
     return {"image_bytes": size_bytes, "mkfs": mkfs[:-1]}
 
 
@@ -157,12 +224,9 @@ def _offload_dir(parent: Path) -> Path:
 def _directory(storage: Storage, lease: Lease) -> Iterator[Volume]:
     if not storage.path or not Path(storage.path).is_dir():
         raise StorageError(f"storage.path: {storage.path} is no folder on this node")
-    folder = Path(storage.path).resolve() / f"offload-sweep-{lease.token}"
-    mount = mount_of(folder.parent)
-    with lease.hold("folder", path=str(folder)):
-        folder.mkdir(mode=0o700)
-        (folder / MARKER).touch()
-        yield Volume(_offload_dir(folder), device.request_devices(device_number(folder)), mount, {})
+    with _own_folder(Path(storage.path).resolve(), lease) as folder:
+        devices = device.request_devices(*device_numbers(folder))
+        yield Volume(_offload_dir(folder), devices, mount_of(folder), {})
 
 
 def flush(path: Path) -> None:

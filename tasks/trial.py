@@ -22,7 +22,7 @@ from analysis.schema import SCHEMA_VERSION
 from tasks import interpreter, machine, phases, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
-from tasks.device import boot_id
+from tasks.device import boot_id, check_traceable
 from tasks.errors import StorageError, TaskError, TracerError
 from tasks.jobs.free_space import is_full
 from tasks.lease import TOKEN_VARIABLE, Lease
@@ -167,7 +167,7 @@ class _Trial:
         """Return the half of the fingerprint that only the node knows."""
         node = self._record["node"]
         # A RAM-backed image is its own drive, under whatever loop device was free.
-        unstable = ("image", "free_bytes", "drives")
+        unstable = ("image", "free_bytes", "drives", "source", "trimmed_bytes")
         device = self._record["device"]
         return {
             "kernel": node["kernel"],
@@ -183,6 +183,7 @@ class _Trial:
         self._record["command"] = job.argv
         self._record["node"]["packages"] = self._packages
         trace = trace_of(self._spec.config)
+        check_traceable(found.devices, trace.tracer)
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
         self._record["tracer"] = tracer.facts
         sampler = Sampler(found.devices, trace.sample_interval_ms)

@@ -58,7 +58,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "a fraction for a size": (workload("sizes: [1.5]"), ["workload.sizes: holds 1.5", "a size such as 64MiB"]),
     "a word that is none of the choices": (
         SMALL + "storage: {kind: lop}\n",
-        ["storage.kind: must be one of loop, directory, not 'lop'"],
+        ["storage.kind: must be one of loop, directory, device, not 'lop'"],
     ),
     # null
     "null for text": (SMALL + "description:\n", ["description: must not be null"]),
