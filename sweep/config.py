@@ -597,8 +597,6 @@ def _check_storage(source: str, config: dict[str, Any]) -> None:
         text = f"would not be used: storage.kind is {storage.kind.name}"
         raise ConfigError(source, "storage.device", text, "set storage.kind=device to measure that device")
     if storage.kind is StorageKind.directory:
-        if not storage.path:
-            raise ConfigError(source, "storage.path", "is missing: storage.kind=directory needs the folder to use")
         if storage.mkfs_options:
             text = "nothing is made in an existing directory: its filesystem is used as it is"
             raise ConfigError(source, "storage.mkfs_options", text)

@@ -12,12 +12,12 @@ from sweep.config import too_small
 from sweep.errors import PlacementError
 from sweep.plan import Trial
 from tasks import workloads
-from tasks.machine import Offer, Place
+from tasks.machine import NEEDS_ROOT, Offer, Place
 from tasks.mounts import options_not_in_force
 from tasks.scratch import unlisted
-from tasks.spec import Backing, Storage, StorageKind, storage_of
+from tasks.spec import ANY_FILESYSTEM, Backing, Storage, StorageKind, storage_of
 from tasks.storage import SPARE_BYTES, TMPFS_DIR
-from tasks.tracers import TRACERS
+from tasks.tracers import OF_REQUESTS
 from tasks.units import format_bytes, parse_bytes
 
 #: Ray resource that lets one trial at a time run on a node.
@@ -93,14 +93,17 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     tracer = _tracer(config, have)
     definite = {**config, "trace": {**config["trace"], "tracer": tracer}}
     wants_gpu = "gpu" in wanted or (workloads.of_config(config).wants_gpu() and "gpu" in have)
-    resources = {name: _SHARE for name in (*wanted, f"tracer:{tracer}") if name != "gpu"}
+    resources = {name: _SHARE for name in wanted if name != "gpu"}
     resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
     return Placement(node, drives, definite, resources, int(wants_gpu))
 
 
 def _tracer(config: Mapping[str, Any], have: set[str]) -> str:
-    wanted = config["trace"]["tracer"]
-    return next(name for name in TRACERS if f"tracer:{name}" in have) if wanted == "auto" else str(wanted)
+    """Return the tracer of a trial; `auto` stays where the node has one of single requests, and then chooses itself."""
+    wanted = str(config["trace"]["tracer"])
+    return (
+        next(name for name in (*OF_REQUESTS, "diskstats") if f"tracer:{name}" in have) if wanted == "auto" else wanted
+    )
 
 
 def _folder_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) -> tuple[tuple[str, ...], list[str]]:
@@ -157,7 +160,10 @@ def _space_obstacles(storage: Storage, config: Mapping[str, Any], ground: Place)
 
 
 def _directory_obstacles(storage: Storage, ground: Place) -> list[str]:
-    wrong = [] if ground.fs == storage.fs else [f"storage.fs: {storage.path} is {ground.fs}, not {storage.fs}"]
+    wrong = []
+    if storage.fs not in (ground.fs, ANY_FILESYSTEM):
+        place = storage.path or ground.path
+        wrong.append(f"storage.fs: {place} is {ground.fs}, not {storage.fs}; storage.fs=auto takes it as it is")
     if lacking := options_not_in_force(storage.mount_options, ground.options):
         text = f"{ground.path} is mounted without {', '.join(lacking)} ({ground.options})"
         wrong.append(f"storage.mount_options: {text}; mount it with them, or leave out what is a default")
@@ -203,6 +209,10 @@ def _refusal(refused: Mapping[tuple[str, ...], Sequence[Trial]], source: str, to
     for reasons, trials in refused.items():
         ids = ", ".join(t.id for t in trials[:3]) + (f" and {len(trials) - 3} more" if len(trials) > 3 else "")
         lines += [f"  {ids}", *(f"    {reason}" for reason in reasons or ("no node is alive",))]
+    if any(NEEDS_ROOT in reason for reasons in refused for reason in reasons):
+        lines.append(
+            "  without root: storage.kind=directory and trace.tracer=diskstats, as in conf/quickstart-noroot.yaml"
+        )
     return "\n".join(lines)
 
 

@@ -57,6 +57,10 @@ _NO_FILES = frozenset(
 )
 
 
+#: How the obstacle begins that is not being root.
+NEEDS_ROOT = "needs root"
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder where offload files could lie, and what is beneath it."""
@@ -172,7 +176,7 @@ def _places() -> list[Place]:
 
 def _obstacles() -> dict[str, str | None]:
     """Return for every capability what stands in its way on this machine, or None."""
-    root = None if os.geteuid() == 0 else "needs root: run the sweep as root on this node"
+    root = None if os.geteuid() == 0 else f"{NEEDS_ROOT}: run the sweep as root on this node"
     checks: dict[str, str | None] = {
         "root": root,
         "loop": root or _loop_obstacle(),

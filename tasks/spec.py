@@ -42,6 +42,10 @@ NO_DISCARD: dict[str, tuple[str, ...]] = {"ext4": ("-K",), "xfs": ("-K",), "btrf
 SMALLEST_IMAGE_BYTES = {"ext4": 16 << 20, "xfs": 300 << 20, "btrfs": 128 << 20}
 
 
+#: Value of `storage.fs` that takes an existing directory's filesystem as it is.
+ANY_FILESYSTEM = "auto"
+
+
 @dataclass
 class QueueLimits:
     """Block queue settings, in /sys/block/<device>/queue; null leaves the device as it is."""
@@ -60,8 +64,10 @@ class Storage:
         StorageKind.loop,
         "loop: an image file that the trial makes; directory: one that exists; device: a scratch drive it formats",
     )
-    fs: str = key("ext4", "filesystem: made on a loop image or a device, verified in an existing directory")
-    path: str | None = key(None, "folder for images (null: the node's own), or the existing directory")
+    fs: str = key(
+        "ext4", "filesystem: made on a loop image or a device, verified in an existing directory (auto: as it is)"
+    )
+    path: str | None = key(None, "folder for images, or the existing directory; null: the node's own")
     device: str | None = key(
         None, "device only: the drive or partition to format, which the node's own node.yaml must list as scratch"
     )
@@ -82,7 +88,8 @@ class Trace:
 
     tracer: str = key(
         "auto",
-        "ftrace, bpftrace: one row per block request (need root); none: counters only; auto: the first the node has",
+        "ftrace, bpftrace: one row per block request (need root); diskstats: the device's counters over time; none; "
+        "auto: the one that disturbs least on the node",
     )
     buffer_size: int | str = key("4MiB", "memory per CPU between the kernel and the tracer")
     spool_memory: int | str = key("512MiB", "ftrace: raw trace kept in memory; what is more goes to the node's disk")

@@ -24,7 +24,7 @@ from tasks.mounts import Mount, device_numbers, devices_of, mount_of, options_no
 from tasks.process import tool
 from tasks.queues import held_queues, queue_facts
 from tasks.scratch import claimed
-from tasks.spec import FILESYSTEMS, NO_DISCARD, Backing, Storage, StorageKind
+from tasks.spec import ANY_FILESYSTEM, FILESYSTEMS, NO_DISCARD, Backing, Storage, StorageKind
 from tasks.state import FOLDER_PREFIX, default_image_dir
 from tasks.units import format_bytes, parse_bytes
 
@@ -91,7 +91,8 @@ def volume(storage: Storage, lease: Lease) -> Iterator[Volume]:
 
 def _verify(mount: Mount, storage: Storage) -> None:
     """Raise StorageError where the kernel's own list of mounts is not what the trial asks for."""
-    if mount.fs != storage.fs:
+    as_it_is = storage.kind is StorageKind.directory and storage.fs == ANY_FILESYSTEM
+    if mount.fs != storage.fs and not as_it_is:
         raise StorageError(f"{mount.path} is {mount.fs}, the trial asks for {storage.fs}")
     if lacking := options_not_in_force(storage.mount_options, mount.options):
         raise StorageError(
@@ -222,9 +223,10 @@ def _offload_dir(parent: Path) -> Path:
 
 @contextmanager
 def _directory(storage: Storage, lease: Lease) -> Iterator[Volume]:
-    if not storage.path or not Path(storage.path).is_dir():
-        raise StorageError(f"storage.path: {storage.path} is no folder on this node")
-    with _own_folder(Path(storage.path).resolve(), lease) as folder:
+    base = Path(storage.path) if storage.path else default_image_dir()
+    if not base.is_dir():
+        raise StorageError(f"storage.path: {base} is no folder on this node")
+    with _own_folder(base.resolve(), lease) as folder:
         devices = device.request_devices(*device_numbers(folder))
         yield Volume(_offload_dir(folder), devices, mount_of(folder), {})
 

@@ -219,7 +219,6 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         ["c.yaml: no node can run", "storage.fs: /usr is ", "not zfs"],
     ),
     "a relative folder": (SMALL + "storage: {path: images}\n", ["storage.path: must start with /", "'images'"]),
-    "a directory without its path": (SMALL + "storage: {kind: directory}\n", ["storage.path: is missing"]),
     "memory in a folder": (SMALL + "storage: {backing: tmpfs, path: /tmp}\n", ["storage.path: storage.backing=tmpfs"]),
     "a name with a slash": (SMALL + "name: a/b\n", ["name: 'a/b' cannot name a folder"]),
     "a name that leads out": (SMALL + "name: ..\n", ["name: '..' cannot name a folder"]),

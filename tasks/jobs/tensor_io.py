@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -175,6 +176,7 @@ class Aio:
         self.handle = self._operator(job)(*(job[name] for name in settings))
 
     def _operator(self, job: dict[str, Any]) -> Any:
+        _check_lockable(max(job["sizes_bytes"]))
         library = load_library(job["async_io"]) if job["async_io"] else _built_by_deepspeed("AsyncIOBuilder")
         return library.aio_handle
 
@@ -255,6 +257,19 @@ def _built_by_deepspeed(builder: str) -> Any:
     from deepspeed.ops import op_builder
 
     return getattr(op_builder, builder)().load()
+
+
+def _check_lockable(size_bytes: int) -> None:
+    """Raise OSError where this user may not lock a buffer of this size: DeepSpeed does, and aborts where it cannot."""
+    _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if os.geteuid() == 0 or most == resource.RLIM_INFINITY:
+        return
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+    if size_bytes > most:
+        raise OSError(
+            f"aio locks a buffer of the tensor's size ({size_bytes >> 10} KiB), and this user may lock {most >> 10} "
+            "KiB (ulimit -l): raise that in /etc/security/limits.conf, or leave larger sizes to posix"
+        )
 
 
 def _check(count: int, verb: str, path: str) -> None:
