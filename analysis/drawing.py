@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis import stacks
 from analysis.figures import ALWAYS, Drawn, draw, figure
 from analysis.report import write_report
 from analysis.run import Run, load_run
 
 
 def figure_names(run: Run) -> list[str]:
-    """Return the figures a run asks for, and those that every trial gets."""
+    """Return the figures a run asks for, those that every trial gets, and those of what it recorded besides."""
     asked = [str(name) for name in run.record.get("figures") or []]
-    return list(dict.fromkeys([*asked, *ALWAYS]))
+    besides = ["flamegraph"] if any(stacks.recorded(trial) for trial in run.published) else []
+    return list(dict.fromkeys([*asked, *ALWAYS, *besides]))
 
 
 def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[str, Any]:

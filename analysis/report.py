@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from analysis import vega
+from analysis import stacks, vega
 from analysis.figures.theme import ALARM, INK
 from analysis.files import write_bytes
 from analysis.logs import tails
@@ -146,10 +146,19 @@ def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -
         "device": _device(trial),
         "storage": _flat(trial.section("storage")),
         "metrics": _flat(trial.section("metrics")),
+        "stacks": _stacks(trial),
         "command": trial.record.get("command"),
         "logs": [] if trial.state == "valid" else tails(trial.path),
         "figures": [places[one.name] for one in mine if one.figure not in held],
     }
+
+
+def _stacks(trial: Trial) -> str | None:
+    """Return what recording stacks means for a trial that was asked for them."""
+    if not stacks.recorded(trial):
+        return None
+    done = trial.section("stacks").get("state") == "recorded"
+    return f"with stacks{'' if done else ' (none recorded)'}: bandwidth and latency are disturbed"
 
 
 def _triple(trial: Trial, operation: str) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
         found["memory_limit"] = "limits.memory"
     if config["trace"]["tracer"] != "auto":
         found[f"tracer:{config['trace']['tracer']}"] = "trace.tracer"
+    if config["trace"]["stacks"]:
+        found["tracer:bpftrace"] = "trace.stacks"
     return found
 
 

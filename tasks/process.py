@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -100,10 +100,12 @@ def end_group(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
     process.wait()
 
 
-def interrupt(process: subprocess.Popen[bytes], limit_s: float = 30.0) -> None:
-    """Send SIGINT until the process has ended: bpftrace can miss one while it handles events."""
+def interrupt(
+    process: subprocess.Popen[bytes], limit_s: float = 30.0, until: Callable[[], bool] = lambda: False
+) -> None:
+    """Send SIGINT until the process has ended, or has heard as `until` says: bpftrace misses one at times."""
     end = time.monotonic() + limit_s
-    while process.poll() is None and time.monotonic() < end:
+    while process.poll() is None and not until() and time.monotonic() < end:
         process.send_signal(signal.SIGINT)
         try:
             process.wait(0.5)

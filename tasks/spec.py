@@ -94,6 +94,10 @@ class Trace:
     buffer_size: int | str = key("4MiB", "memory per CPU between the kernel and the tracer")
     spool_memory: int | str = key("512MiB", "ftrace: raw trace kept in memory; what is more goes to the node's disk")
     sample_interval_ms: int = key(200, "interval of CPU, memory and device samples")
+    stacks: bool = key(
+        False,
+        "count requests by kernel and user stack, for a flame graph (bpftrace, root); costs bandwidth and latency",
+    )
 
 
 @dataclass

@@ -29,6 +29,7 @@ from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
 from tasks.spec import TrialSpec, limits_of, storage_of, trace_of
+from tasks.stacks import Stacks
 from tasks.state import state_dir
 from tasks.storage import Volume, flush, volume
 from tasks.tracers import Capture, Window
@@ -78,8 +79,9 @@ def _fail(record: dict[str, Any], reason: str) -> None:
         _add_trouble(record, reason)
 
 
-def _add_trouble(record: dict[str, Any], reason: str) -> None:
-    record["trouble"] = "; ".join(filter(None, [record.get("trouble"), reason]))
+def _add_trouble(record: dict[str, Any], reason: str | None) -> None:
+    if reason:
+        record["trouble"] = "; ".join(filter(None, [record.get("trouble"), reason]))
 
 
 def spool_of(lease: Lease) -> Path:
@@ -107,6 +109,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "device": None,
         "storage": None,
         "tracer": None,
+        "stacks": None,
         "clock": None,
         "verdict": None,
         "bytes": {"expected": None, "traced": None, "counted": None},
@@ -151,6 +154,7 @@ class _Trial:
             self._environment = interpreter.without_ours(self._environment)
         self._bystanders = Bystanders(lease.token)
         self._provenance = {"trial": spec.id, "sweep": spec.sweep, "attempt": spec.attempt}
+        self._stacks: Stacks | None = None
 
     def run(self) -> None:
         """Run all steps; raises TaskError where the trial cannot go on."""
@@ -186,11 +190,14 @@ class _Trial:
         check_traceable(found.devices, trace.tracer)
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
         self._record["tracer"] = tracer.facts
+        if trace.stacks:
+            self._stacks = Stacks(found.devices, self._lease, self._environment)
         sampler = Sampler(found.devices, trace.sample_interval_ms)
         self._announce(f"starting tracer {trace.tracer}")
         seen: _Observed | None = None
         try:
-            with tracer.recording(), self._bystanders.watched():
+            stacks = self._stacks.recording() if self._stacks else nullcontext()
+            with tracer.recording(), stacks, self._bystanders.watched():
                 seen = self._observe(found, job, sampler)
         except TracerError:
             if seen is not None:  # what the job itself measured outlives its tracer
@@ -202,10 +209,12 @@ class _Trial:
         self._judge(report, seen, capture)
 
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
-        """Write samples, phases and metrics, which need no trace, and return what the job reported."""
+        """Write samples, phases, metrics and stacks, which need no trace, and return what the job reported."""
+        if self._stacks:
+            self._record["stacks"] = self._stacks.write(self._spool)
+            _add_trouble(self._record, self._stacks.trouble)
         sampler.write(self._spool / "samples.parquet", self._provenance)
-        if sampler.trouble:
-            _add_trouble(self._record, sampler.trouble)
+        _add_trouble(self._record, sampler.trouble)
         report = phases.read(self._phases_path, job.process)
         phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
         self._record["metrics"] = report.metrics | seen.memory
@@ -332,7 +341,7 @@ def tail_of_logs(spool: Path) -> str:
 
 def manifest(spool: Path) -> list[dict[str, Any]]:
     """Return name, size in bytes and SHA-256 of every file that belongs to the published trial."""
-    names = [p for pattern in ("*.parquet", "logs/*.log") for p in sorted(spool.glob(pattern))]
+    names = [p for pattern in ("*.parquet", "*.folded", "logs/*.log") for p in sorted(spool.glob(pattern))]
     return [{"name": str(p.relative_to(spool)), "size_bytes": p.stat().st_size, "sha256": _sha256(p)} for p in names]
 
 
