@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import statistics
 import subprocess
@@ -14,6 +16,7 @@ import polars as pl
 import pytest
 
 from tasks import tracers
+from tasks.device import Device, Devices
 from tasks.lease import Lease
 from tasks.spec import Backing, QueueLimits, Storage, Trace
 from tasks.storage import Volume, flush, volume
@@ -57,9 +60,9 @@ def storage_of(state: Path):
     """Return a function that provides a volume with a file in it."""
 
     @contextmanager
-    def provide(backing: Backing, fs: str = "xfs"):
+    def provide(backing: Backing, fs: str = "xfs", scheduler: str | None = None):
         lease = Lease.take(f"{state.parent.name}-volume")
-        queue = QueueLimits(max_sectors_kb=128)
+        queue = QueueLimits(max_sectors_kb=128, scheduler=scheduler)
         try:
             with volume(Storage(fs=fs, backing=backing, image_size="512MiB", queue=queue), lease) as found:
                 fio(found, rw="write", bs=1024 * KIB)
@@ -155,3 +158,75 @@ def test_traced_equals_counted_to_the_byte(storage_of, tmp_path: Path, fs: str, 
     assert capture.bytes["discard"] > FILE_BYTES
     sums = rows.group_by(pl.col("op").cast(pl.String)).agg(pl.col("bytes").sum())
     assert dict(sums.iter_rows()) | capture.bytes == dict(sums.iter_rows())
+
+
+def test_requests_that_wait_in_a_scheduler_have_the_time_of_their_insertion(storage_of, tmp_path: Path) -> None:
+    job = {"rw": "randwrite", "bs": 16 * KIB, "iodepth": 16}
+    with storage_of(Backing.tmpfs, scheduler="mq-deadline") as found:
+        capture, rows = traced("ftrace", found, tmp_path, **job)
+    assert not any(capture.faults.values())
+    data = rows.filter((pl.col("op").cast(pl.String) == "write") & pl.col("insert_ns").is_not_null())
+    assert data["bytes"].sum() >= 0.99 * FILE_BYTES
+    assert (data["insert_ns"] <= data["issue_ns"]).all()
+    assert (data["issue_ns"] - data["insert_ns"]).quantile(0.99) < 1e9
+
+
+def test_direct_requests_without_a_scheduler_were_never_inserted(storage_of, tmp_path: Path) -> None:
+    with storage_of(Backing.tmpfs, scheduler="none") as found:
+        _, rows = traced("ftrace", found, tmp_path, rw="randread", bs=16 * KIB, iodepth=4)
+    assert rows.filter(pl.col("op").cast(pl.String) == "read")["insert_ns"].null_count() >= FILE_BYTES // (16 * KIB)
+
+
+@pytest.mark.parametrize("name", ["ftrace", "bpftrace"])
+def test_requests_that_the_device_fails_are_kept_with_their_error(state: Path, tmp_path: Path, name: str) -> None:
+    with on_a_full_disk(tmp_path) as device:
+        lease = Lease.take(f"{state.parent.name}-{name}")
+        try:
+            tracer = tracers.make(Trace(tracer=name), Devices((device,)), lease, dict(os.environ))
+            with tracer.recording():
+                before, begin_ns = Devices((device,)).settle(), time.monotonic_ns()
+                failed = write_until_full(device.node)
+                counted, end_ns = Devices((device,)).settle().since(before), time.monotonic_ns()
+            capture = tracer.write(Window(begin_ns, end_ns), tmp_path / "requests.parquet")
+        finally:
+            lease.clean()
+    rows = pl.read_parquet(tmp_path / "requests.parquet")
+    errors = rows.filter(pl.col("error") != 0)
+    assert failed > 0
+    assert capture.faults["errors"] == errors.height >= failed
+    assert set(errors["error"]) == {-errno.ENOSPC}
+    assert capture.bytes == counted
+
+
+@contextmanager
+def on_a_full_disk(folder: Path):
+    """Provide a loop device of 64 MiB whose image has room for 8 MiB."""
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
+    try:
+        with (disk / "image").open("wb") as f:
+            f.truncate(64 << 20)
+        argv = ["losetup", "--find", "--show", str(disk / "image")]
+        node = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+        try:
+            yield Device.of_node(node)
+        finally:
+            subprocess.run(["losetup", "--detach", node], check=True)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def write_until_full(node: str) -> int:
+    """Write 16 MiB directly, in requests of 64 KiB; return how many writes failed."""
+    failed = 0
+    fd = os.open(node, os.O_WRONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 64 * KIB) as block:
+        block[:] = b"x" * (64 * KIB)
+        for n in range(256):
+            try:
+                os.pwritev(fd, [block], n * 64 * KIB)
+            except OSError:
+                failed += 1
+    os.close(fd)
+    return failed
