@@ -103,6 +103,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "device": None,
         "storage": None,
         "tracer": None,
+        "sampler": None,
         "clock": None,
         "verdict": None,
         "bytes": {"expected": None, "traced": None, "counted": None},
@@ -198,6 +199,7 @@ class _Trial:
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
         """Write samples, phases and metrics, which need no trace, and return what the job reported."""
         sampler.write(self._spool / "samples.parquet", self._provenance)
+        self._record["sampler"] = sampler.facts()
         if sampler.trouble:
             _add_trouble(self._record, sampler.trouble)
         report = phases.read(self._phases_path, job.process)
@@ -213,7 +215,7 @@ class _Trial:
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
         with sampler.sampling():
-            with self._memory_limit() as limit:
+            with self._memory_limit() as limit, sampler.watching(limit):
                 trouble, process_span = self._run_job(job, found.offload_dir, limit)
                 if limit:
                     memory = limit.use()
