@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import interpreter, machine, phases, tracers, workloads
+from tasks import interpreter, machine, phases, provenance, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import StorageError, TaskError, TracerError
@@ -151,13 +151,15 @@ class _Trial:
     def run(self) -> None:
         """Run all steps; raises TaskError where the trial cannot go on."""
         self._packages = interpreter.versions(self._workload.python(), self._workload.packages())
+        self._record["node"] |= provenance.node()
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
         with volume(storage, self._lease) as found:
-            self._record["device"] = found.devices.facts() | found.drive_facts()
+            self._record["device"] = found.devices.facts() | found.drive_facts() | provenance.device(found)
             self._record["storage"] = found.facts
             self._record["fingerprint"]["node"] = self._node_half(found)
-            self._measure(found)
+            with provenance.watched(self._record["device"]):
+                self._measure(found)
 
     def _node_half(self, found: Volume) -> dict[str, Any]:
         """Return the half of the fingerprint that only the node knows."""
@@ -172,6 +174,7 @@ class _Trial:
             "packages": self._packages,
             "device": {k: device[k] for k in ("drive", "drive_model", "logical_block_bytes", "ram_backed")},
             "storage": {k: v for k, v in found.facts.items() if k not in unstable},
+            **provenance.lasting(node, device),
         }
 
     def _measure(self, found: Volume) -> None:
