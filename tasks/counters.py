@@ -384,7 +384,8 @@ def open_machine(devices: Sequence[str], drives: Sequence[str], root: Path = ROO
     """Open what there is to sample of the machine, of the traced `devices` (major:minor) and `drives` (names)."""
     found, page_bytes = Opened(), os.sysconf("SC_PAGE_SIZE")
     sys_dev, sys_block = root / "sys/dev/block", root / "sys/block"
-    found.try_open("device", partial(BlockDevices, "device", [sys_dev / dev / "stat" for dev in devices]))
+    if devices:
+        found.try_open("device", partial(BlockDevices, "device", [sys_dev / dev / "stat" for dev in devices]))
     if drives:
         found.try_open("drive", partial(BlockDevices, "drive", [sys_block / name / "stat" for name in drives]))
     found.try_open("cpu", partial(Processors, root))
