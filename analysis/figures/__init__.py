@@ -30,6 +30,7 @@ FIGURES = {
     "fig6": "analysis.figures.fig6",
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
+    "pressure": "analysis.figures.pressure",
 }
 #: Drawn for every trial, whatever a sweep asks for.
 ALWAYS = ("bandwidth", "sizes")
