@@ -128,9 +128,10 @@ def health_facts(trial: Trial) -> list[tuple[str, str]]:
 
 def sampler_cost(sampler: Mapping[str, Any]) -> str:
     """Return how often a trial was sampled, and what that cost."""
-    cost = sampler.get("cost_cores")
+    cost, interval = sampler.get("cost_cores"), sampler.get("interval_ms")
+    every = number_text(interval) if isinstance(interval, (int, float)) else UNKNOWN
     spent = f"{number_text(100 * cost)} % of a core" if isinstance(cost, (int, float)) else UNKNOWN
-    taken = f"{_text(sampler.get('samples'))} samples every {_text(sampler.get('interval_ms'))} ms"
+    taken = f"{_text(sampler.get('samples'))} samples every {every} ms"
     return f"{taken}, {_text(sampler.get('missed'))} missed, cost {spent}"
 
 
