@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from analysis import stacks, vega
+from analysis import provenance, stacks, vega
 from analysis.figures.theme import ALARM, INK
 from analysis.files import write_bytes
 from analysis.logs import tails
@@ -80,7 +80,9 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
         states=(*STATES, "missing"),
         signs=_SIGNS,
         trials=[_trial(trial, drawn, places) for trial in run.published],
-        nodes=_nodes(run),
+        nodes=[_node(node, packages) for node, packages in _nodes(run)],
+        settings_rows=[row for node, _ in _nodes(run) if (row := provenance.settings(node))],
+        drive_rows=provenance.drive_rows(run),
         device_rows=_device_rows(run),
         engine_columns=_ENGINE,
         engine_rows=_engine_rows(run),
@@ -145,6 +147,7 @@ def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -
         "node": trial.section("node").get("hostname"),
         "device": _device(trial),
         "storage": _flat(trial.section("storage")),
+        "provenance": provenance.health_facts(trial),
         "metrics": _flat(trial.section("metrics")),
         "stacks": _stacks(trial),
         "command": trial.record.get("command"),
@@ -220,31 +223,37 @@ def _measured(trial: Trial, name: str) -> str | None:
     return duration_text(value) if unit == "s" else number_text(value)
 
 
-def _nodes(run: Run) -> list[dict[str, str]]:
-    """Return the nodes as rows of text; a run that lists none is told by its trials."""
+def _nodes(run: Run) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the nodes, each with its packages; a run that lists none is told by its trials."""
     nodes = [node for node in run.record.get("nodes") or [] if isinstance(node, dict)]
     packages: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for trial in run.published:
         node = trial.section("node")
+        found[str(node.get("hostname"))] = node
         # Trials of several workloads used several engines
         packages.setdefault(str(node.get("hostname")), {}).update(node.get("packages") or {})
         if node and not run.record.get("nodes") and node.get("hostname") not in [n.get("hostname") for n in nodes]:
             nodes.append(node)
-    return [_node(node, packages.get(str(node.get("hostname")), {})) for node in nodes]
+    # A trial knows more of its node than the cluster does
+    hosts = [(node, str(node.get("hostname"))) for node in nodes]
+    return [(found.get(host, {}) | node, packages.get(host, {})) for node, host in hosts]
 
 
 def _node(node: Mapping[str, Any], packages: Mapping[str, Any]) -> dict[str, str]:
     gpus, drives = node.get("gpus"), node.get("drives")
     cpus = f", {count_text(node['cpus'], 'CPU')}" if isinstance(node.get("cpus"), int) else ""
-    missing = node.get("missing")
+    has = UNKNOWN if gpus is None else "; ".join(_named(gpu) for gpu in gpus) or "none"
+    missing, tools = node.get("missing"), node.get("tools")
+    versions = {**packages, **(tools if isinstance(tools, Mapping) else {})}
     return {
         "Host": _told(node.get("hostname")),
         "Kernel": _told(node.get("kernel")),
         "CPU": _told(node.get("cpu")) + cpus,
         "Memory": bytes_text(node.get("memory_bytes")),
-        "GPU": UNKNOWN if gpus is None else "; ".join(_named(gpu) for gpu in gpus) or "none",
+        "GPU": "; ".join(filter(None, [has, provenance.gpu_places(node)])),
         "Drives": UNKNOWN if drives is None else "; ".join(_drive(drive) for drive in drives) or "none",
-        "Versions": ", ".join(f"{name} {version}" for name, version in packages.items()) or UNKNOWN,
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN,
         "Lacks": "; ".join(f"{what}: {why}" for what, why in missing.items()) if isinstance(missing, dict) else "",
     }
 

@@ -6,6 +6,7 @@ import math
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
 #: What the kernel calls a sector, whatever the device's own.
 SECTOR_BYTES = 512
 UNKNOWN = "unknown"

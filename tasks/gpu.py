@@ -2,20 +2,77 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-#: Source, name, value and unit of one sample.
-Reading = tuple[str, str, float, str]
+_KB = 1000
 
-#: Name, unit and how NVML is asked. Its PCIe counters are left out: each of them blocks for 20 ms.
-_READINGS: tuple[tuple[str, str, Callable[[Any, Any], float]], ...] = (
-    ("utilisation", "%", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
-    ("memory_used", "B", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
-    ("power", "W", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+
+@dataclass(frozen=True)
+class _Reading:
+    """Name and unit of a value, and how NVML is asked for it."""
+
+    name: str
+    unit: str
+    ask: Callable[[Any, Any], float]
+
+
+#: What NVML answers at once, in microseconds.
+_QUICK = (
+    _Reading("utilisation", "%", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+    _Reading("memory_utilisation", "%", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).memory),
+    _Reading("memory_used", "B", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+    _Reading("power", "W", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+    _Reading("temperature", "°C", lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
+    _Reading("sm_clock", "MHz", lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
 )
+
+#: What it counts for 20 ms before it answers, in KB/s, packet headers included. Its counters of bytes (field values 197
+#: and 198) answer at once but wrap at 4 GiB, which takes 67 ms at the rate of PCIe 5.0 x16.
+_SLOW = (
+    _Reading(
+        "pcie_tx", "B/s", lambda nvml, gpu: nvml.nvmlDeviceGetPcieThroughput(gpu, nvml.NVML_PCIE_UTIL_TX_BYTES) * _KB
+    ),
+    _Reading(
+        "pcie_rx", "B/s", lambda nvml, gpu: nvml.nvmlDeviceGetPcieThroughput(gpu, nvml.NVML_PCIE_UTIL_RX_BYTES) * _KB
+    ),
+)
+
+#: How long one slow reading blocks.
+SLOW_READING_NS = 20_000_000
+
+
+class Gpu:
+    """Some readings of one GPU, as a source of samples. What NVML refuses is not asked again, the rest goes on."""
+
+    def __init__(self, name: str, nvml: Any, handle: Any, readings: Sequence[_Reading]) -> None:
+        """Read the GPU of `handle` through the module `nvml`."""
+        self.name = name
+        self.columns = [(reading.name, reading.unit) for reading in readings]
+        self.refused: dict[str, str] = {}
+        self._nvml, self._handle, self._readings = nvml, handle, readings
+        self._answered: set[str] = set()
+
+    def read(self, t_ns: int) -> list[float]:
+        """Return the readings of now, NaN for one that NVML refuses."""
+        return [math.nan if one.name in self.refused else self._ask(one) for one in self._readings]
+
+    def _ask(self, reading: _Reading) -> float:
+        try:
+            value = float(reading.ask(self._nvml, self._handle))
+        except self._nvml.NVMLError as e:
+            any_further = " any further" if reading.name in self._answered else ""
+            self.refused[reading.name] = f"not be sampled{any_further}: {e}"
+            return math.nan
+        self._answered.add(reading.name)
+        return value
+
+    def close(self) -> None:
+        """Nothing to let go of: NVML is shut down for all GPUs at once."""
 
 
 class Gpus:
@@ -23,26 +80,20 @@ class Gpus:
 
     def __init__(self, nvml: Any = None, handles: Mapping[str, Any] | None = None, trouble: str | None = None) -> None:
         """Read the GPUs of `handles`, by their name, through the module `nvml`."""
-        self._nvml = nvml
-        self._asked = [(source, gpu, *reading) for source, gpu in (handles or {}).items() for reading in _READINGS]
-        self._troubles = [trouble] if trouble else []
+        self._trouble = trouble
+        found = (handles or {}).items()
+        self.quick = [Gpu(name, nvml, handle, _QUICK) for name, handle in found]
+        self.slow = [Gpu(name, nvml, handle, _SLOW) for name, handle in found]
 
     @property
     def trouble(self) -> str | None:
         """What could not be read, in words, or None."""
-        return "; ".join(self._troubles) or None
-
-    def read(self) -> list[Reading]:
-        """Return the samples of now. What NVML refuses is not asked again, the rest goes on."""
-        found = []
-        for asked in tuple(self._asked):
-            source, gpu, name, unit, ask = asked
-            try:
-                found.append((source, name, float(ask(self._nvml, gpu)), unit))
-            except self._nvml.NVMLError as e:
-                self._asked.remove(asked)
-                self._troubles.append(f"{name} of {source} could not be sampled any further: {e}")
-        return found
+        among: dict[tuple[str, str], list[str]] = {}
+        for gpu in (*self.quick, *self.slow):
+            for reading, why in gpu.refused.items():
+                among.setdefault((reading, why), []).append(gpu.name)
+        told = [f"{reading} of {', '.join(gpus)} could {why}" for (reading, why), gpus in among.items()]
+        return "; ".join(filter(None, [self._trouble, *told])) or None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import interpreter, machine, phases, tracers, workloads
+from tasks import interpreter, machine, phases, provenance, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id, check_traceable
@@ -110,6 +110,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "storage": None,
         "tracer": None,
         "stacks": None,
+        "sampler": None,
         "clock": None,
         "verdict": None,
         "bytes": {"expected": None, "traced": None, "counted": None},
@@ -159,13 +160,15 @@ class _Trial:
     def run(self) -> None:
         """Run all steps; raises TaskError where the trial cannot go on."""
         self._packages = interpreter.versions(self._workload.python(), self._workload.packages())
+        self._record["node"] |= provenance.node()
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
         with volume(storage, self._lease) as found:
-            self._record["device"] = found.devices.facts() | found.drive_facts()
+            self._record["device"] = found.devices.facts() | found.drive_facts() | provenance.device(found)
             self._record["storage"] = found.facts
             self._record["fingerprint"]["node"] = self._node_half(found)
-            self._measure(found)
+            with provenance.watched(self._record["device"]):
+                self._measure(found)
 
     def _node_half(self, found: Volume) -> dict[str, Any]:
         """Return the half of the fingerprint that only the node knows."""
@@ -180,6 +183,7 @@ class _Trial:
             "packages": self._packages,
             "device": {k: device[k] for k in ("drive", "drive_model", "logical_block_bytes", "ram_backed")},
             "storage": {k: v for k, v in found.facts.items() if k not in unstable},
+            **provenance.lasting(node, device),
         }
 
     def _measure(self, found: Volume) -> None:
@@ -214,6 +218,7 @@ class _Trial:
             self._record["stacks"] = self._stacks.write(self._spool)
             _add_trouble(self._record, self._stacks.trouble)
         sampler.write(self._spool / "samples.parquet", self._provenance)
+        self._record["sampler"] = sampler.facts()
         _add_trouble(self._record, sampler.trouble)
         report = phases.read(self._phases_path, job.process)
         phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
@@ -228,7 +233,7 @@ class _Trial:
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
         with sampler.sampling():
-            with self._memory_limit() as limit:
+            with self._memory_limit() as limit, sampler.watching(limit):
                 trouble, process_span = self._run_job(job, found.offload_dir, limit)
                 if limit:
                     memory = limit.use()

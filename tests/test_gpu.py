@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import gpu, sampler
+from tasks import counters, gpu
+from tasks.device import Devices
 from tasks.sampler import Sampler
 
 
@@ -34,6 +36,9 @@ class FakeNvml(ModuleType):
     NVMLError = NVMLError
     NVMLError_LibraryNotFound = LibraryNotFound
     NVMLError_DriverNotLoaded = DriverNotLoaded
+    NVML_TEMPERATURE_GPU = 0
+    NVML_CLOCK_SM = 1
+    NVML_PCIE_UTIL_TX_BYTES, NVML_PCIE_UTIL_RX_BYTES = 0, 1
 
     def __init__(self, *uuids: str) -> None:
         super().__init__("pynvml")
@@ -46,9 +51,12 @@ class FakeNvml(ModuleType):
             "nvmlDeviceGetCount": lambda: len(self.uuids),
             "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetUUID": lambda gpu: self.uuids[gpu],
-            "nvmlDeviceGetUtilizationRates": lambda gpu: SimpleNamespace(gpu=90 + gpu, memory=1),
+            "nvmlDeviceGetUtilizationRates": lambda gpu: SimpleNamespace(gpu=90 + gpu, memory=12),
             "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(used=1 << 30, total=1 << 37),
             "nvmlDeviceGetPowerUsage": lambda gpu: 250_500,
+            "nvmlDeviceGetTemperature": lambda gpu, sensor: 41 + sensor,
+            "nvmlDeviceGetClockInfo": lambda gpu, clock: 1980 * clock,
+            "nvmlDeviceGetPcieThroughput": lambda gpu, counter: 1000 + counter,
         }.items():
             setattr(self, name, self._guarded(name, answer))
 
@@ -72,20 +80,34 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return fake
 
 
+def readings(gpus: gpu.Gpus) -> list[tuple[str, str, float, str]]:
+    """Return source, name, value and unit of all that the GPUs tell now."""
+    told = []
+    for one in (*gpus.quick, *gpus.slow):
+        values = zip(one.columns, one.read(0), strict=True)
+        told += [(one.name, name, value, unit) for (name, unit), value in values if not math.isnan(value)]
+    return told
+
+
 def sources() -> list[str]:
     with gpu.visible() as gpus:
         assert gpus.trouble is None
-        return list(dict.fromkeys(source for source, *_ in gpus.read()))
+        return list(dict.fromkeys(source for source, *_ in readings(gpus)))
 
 
 def test_every_gpu_has_its_readings_with_units(nvml: FakeNvml) -> None:
     nvml.uuids = ("GPU-only",)
     with gpu.visible() as gpus:
         assert nvml.open == 1
-        assert gpus.read() == [
+        assert readings(gpus) == [
             ("gpu0", "utilisation", 90.0, "%"),
+            ("gpu0", "memory_utilisation", 12.0, "%"),
             ("gpu0", "memory_used", float(1 << 30), "B"),
             ("gpu0", "power", 250.5, "W"),
+            ("gpu0", "temperature", 41.0, "°C"),
+            ("gpu0", "sm_clock", 1980.0, "MHz"),
+            ("gpu0", "pcie_tx", 1_000_000.0, "B/s"),
+            ("gpu0", "pcie_rx", 1_001_000.0, "B/s"),
         ]
     assert nvml.open == 0
 
@@ -128,83 +150,83 @@ def test_a_machine_without_gpu_has_no_samples_and_no_trouble(nvml: FakeNvml, err
 def test_a_gpu_that_cannot_be_opened_is_told(nvml: FakeNvml, function: str) -> None:
     nvml.fails[function] = NVMLError("Driver/library version mismatch")
     with gpu.visible() as gpus:
-        assert gpus.read() == []
+        assert readings(gpus) == []
         assert gpus.trouble == "GPUs not sampled: Driver/library version mismatch"
 
 
 def test_bindings_that_are_not_installed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with gpu.visible() as gpus:
-        assert gpus.read() == []
+        assert readings(gpus) == []
         assert "pynvml" in str(gpus.trouble)
 
 
 def test_what_nvml_refuses_is_told_once_and_the_rest_goes_on(nvml: FakeNvml) -> None:
     nvml.uuids = ("GPU-only",)
     nvml.fails["nvmlShutdown"] = NVMLError("Uninitialized")
+    nvml.fails["nvmlDeviceGetPcieThroughput"] = NVMLError("Not Supported")
     with gpu.visible() as gpus:
-        assert len(gpus.read()) == 3
-        nvml.fails["nvmlDeviceGetUtilizationRates"] = NVMLError("GPU is lost")
+        assert len(readings(gpus)) == 6
+        nvml.fails["nvmlDeviceGetMemoryInfo"] = NVMLError("GPU is lost")
         for _ in range(3):
-            assert [name for _, name, *_ in gpus.read()] == ["memory_used", "power"]
-        assert gpus.trouble == "utilisation of gpu0 could not be sampled any further: GPU is lost"
+            names = [name for _, name, *_ in readings(gpus)]
+            assert names == ["utilisation", "memory_utilisation", "power", "temperature", "sm_clock"]
+        assert gpus.trouble == (
+            "memory_used of gpu0 could not be sampled any further: GPU is lost; "
+            "pcie_tx of gpu0 could not be sampled: Not Supported; pcie_rx of gpu0 could not be sampled: Not Supported"
+        )
 
 
-class Still:
-    """A device on which nothing happens."""
-
-    in_flight = 0
-
-    def counters(self) -> Still:
-        return self
-
-    def since(self, before: Still) -> dict[str, int]:
-        return {"read": 0, "write": 0, "discard": 0}
-
-
-def sampled(tmp_path: Path, while_running: Callable[[], object]) -> tuple[list[dict[str, Any]], str | None]:
-    watch: Any = Sampler(Still(), interval_ms=5)  # type: ignore[arg-type]
+def sampled(tmp_path: Path, while_running: Callable[[], object]) -> tuple[list[dict[str, Any]], Sampler]:
+    watch = Sampler(Devices(()), interval_ms=10, drives=[])
     with watch.sampling():
-        deadline = time.monotonic() + 20
-        while len({row[0] for row in watch._rows}) < 3 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        time.sleep(0.1)
         while_running()
-        seen = len(watch._rows)
-        while len(watch._rows) < seen + 30 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        time.sleep(0.2)
     watch.write(tmp_path / "samples.parquet", {})
-    return pq.read_table(tmp_path / "samples.parquet").to_pylist(), watch.trouble
+    return pq.read_table(tmp_path / "samples.parquet").to_pylist(), watch
 
 
 def test_the_sampler_writes_gpu_samples_beside_the_others(nvml: FakeNvml, tmp_path: Path) -> None:
-    rows, trouble = sampled(tmp_path, lambda: None)
-    assert trouble is None
-    assert {row["source"] for row in rows} == {"device", "cpu", "memory", "gpu0", "gpu1", "gpu2"}
+    rows, watch = sampled(tmp_path, lambda: None)
+    assert watch.trouble is None
+    assert {"cpu", "memory", "gpu0", "gpu1", "gpu2"} <= {row["source"] for row in rows}
     assert {(row["value"], row["unit"]) for row in rows if (row["source"], row["name"]) == ("gpu1", "utilisation")} == {
         (91.0, "%")
     }
     assert nvml.open == 0
 
 
+def test_what_blocks_in_nvml_holds_nothing_else_up(nvml: FakeNvml, tmp_path: Path) -> None:
+    nvml.nvmlDeviceGetPcieThroughput = lambda gpu, counter: time.sleep(0.02) or 5  # type: ignore[func-returns-value]
+    rows, watch = sampled(tmp_path, lambda: None)
+    threads = watch.facts()["threads"]
+    # six readings of 20 ms, and as much time again without
+    assert threads["pcie"]["interval_ms"] == 240
+    assert threads["pcie"]["longest_ms"] >= 120
+    assert threads["gpu"]["samples"] > 20
+    assert {row["value"] for row in rows if row["name"] == "pcie_rx"} == {5000.0}
+
+
 def test_the_sampler_goes_on_without_nvml_and_says_so(nvml: FakeNvml, tmp_path: Path) -> None:
     def break_it() -> None:
-        for name in ("UtilizationRates", "MemoryInfo", "PowerUsage"):
+        for name in ("UtilizationRates", "MemoryInfo", "PowerUsage", "Temperature", "ClockInfo"):
             nvml.fails[f"nvmlDeviceGet{name}"] = NVMLError("GPU is lost")
 
-    rows, trouble = sampled(tmp_path, break_it)
-    last = {row["source"]: row["t_ns"] for row in rows}
-    assert last["gpu0"] < last["cpu"]
-    assert str(trouble).count("GPU is lost") == 9
+    rows, watch = sampled(tmp_path, break_it)
+    last = {row["source"]: row["t_ns"] for row in rows if not row["name"].startswith("pcie")}
+    assert last["gpu0"] < last["memory"]
+    assert str(watch.trouble).count("GPU is lost") == 6
+    assert "power of gpu0, gpu1, gpu2 could not be sampled any further: GPU is lost" in str(watch.trouble)
 
 
 def test_other_troubles_are_told_with_nvmls(nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml.fails["nvmlInit"] = NVMLError("Unknown Error")
 
-    def broken() -> list[tuple[str, float]]:
+    def broken(self: object, t_ns: int) -> list[float]:
         raise OSError("no meminfo")
 
-    monkeypatch.setattr(sampler, "_memory", broken)
-    watch = Sampler(Still(), interval_ms=1)  # type: ignore[arg-type]
-    with watch.sampling():
-        time.sleep(0.2)
-    assert watch.trouble == "sampling ended early: OSError: no meminfo; GPUs not sampled: Unknown Error"
+    monkeypatch.setattr(counters.Table, "read", broken)
+    _, watch = sampled(tmp_path, lambda: None)
+    told = "could not be sampled to the end: OSError: no meminfo"
+    assert watch.trouble == f"memory {told}; paging {told}; GPUs not sampled: Unknown Error"

@@ -31,6 +31,7 @@ FIGURES = {
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
     "flamegraph": "analysis.figures.flamegraph",
+    "pressure": "analysis.figures.pressure",
 }
 #: Drawn for every trial, whatever a sweep asks for.
 ALWAYS = ("bandwidth", "sizes")

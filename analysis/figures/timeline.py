@@ -55,7 +55,7 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
     width = metrics.round_bin(max(lengths.all(), default=1))
     moved = Tried(trials, lambda trial: metrics.bandwidth_over_time(trial.path, width))
     top = {op: max([_top(frame, op) for frame in moved.all()], default=0.0) for op in DATA}
-    shared = _shared(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
+    shared = comparable(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
 
     def timeline(trial: Trial) -> Timeline:
         seconds = max(lengths.of(trial), shared) / NS_PER_S
@@ -71,7 +71,7 @@ def stacked(line: Timeline, *parts: Part) -> list[theme.View]:
     return [*drawn, _strip(spans, line)] if spans else drawn
 
 
-def _shared(lengths: Sequence[int]) -> int:
+def comparable(lengths: Sequence[int]) -> int:
     """Return the end of an axis that all trials can share (ns), 0 where they cannot."""
     longest = max(lengths, default=0)
     return longest if longest <= _COMPARABLE * min(lengths, default=0) else 0

@@ -11,22 +11,23 @@ import polars as pl
 from analysis.figures import theme
 from analysis.figures.timeline import Timeline
 from analysis.run import Trial
-from analysis.samples import CPU, thinned, utilisation
+from analysis.samples import CPU, IOWAIT, thinned, utilisation
 from analysis.units import NS_PER_S
 
 _HEIGHT, _LINE_HEIGHT = 100, 18
 _COLOURS = (theme.BLACK, theme.GREEN, theme.PURPLE, theme.ORANGE, theme.SKY, theme.VERMILLION, theme.BLUE, theme.YELLOW)
-_CPU_NAME, _CPU_COLOUR = "CPUs", "#b6bcc4"
+#: The machine's own processors stand behind the GPUs: name and colour.
+_CPUS = {CPU: ("CPUs busy", "#b6bcc4"), IOWAIT: ("CPUs waiting for I/O", "#6b7280")}
 
 
 def over_time(line: Timeline, labelled: bool) -> alt.LayerChart:
     """Return the utilisation of every sampled GPU over time; without one, the chart says why."""
     told = utilisation(line.trial.path).filter(pl.col("t_ns").is_between(line.begin_ns, line.end_ns))
-    gpus = sorted(set(told["source"]) - {CPU}, key=lambda name: (len(name), name))
+    gpus = sorted(set(told["source"]) - set(_CPUS), key=lambda name: (len(name), name))
     reason = [] if gpus else textwrap.wrap(f"{why_none(line.trial)}.", 112)
-    names = {CPU: _CPU_NAME} | {gpu: f"GPU {gpu.removeprefix('gpu')}" for gpu in gpus}
-    shown = [name for name in (*gpus, CPU) if name in set(told["source"])]
-    colours = [_CPU_COLOUR if name == CPU else _COLOURS[gpus.index(name) % len(_COLOURS)] for name in shown]
+    names = {cpu: name for cpu, (name, _) in _CPUS.items()} | {gpu: f"GPU {gpu.removeprefix('gpu')}" for gpu in gpus}
+    shown = [name for name in (*gpus, *_CPUS) if name in set(told["source"])]
+    colours = [_CPUS[name][1] if name in _CPUS else _COLOURS[gpus.index(name) % len(_COLOURS)] for name in shown]
     # a legend without entries has no size, and neither has the whole picture then
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260) if shown else None
     colour = alt.Color(
@@ -37,12 +38,10 @@ def over_time(line: Timeline, labelled: bool) -> alt.LayerChart:
     title = "GPU utilisation (%)" if gpus else "Utilisation (%)"
     y = alt.Y("percent:Q", title=title, scale=scale, axis=alt.Axis(values=[0, 50, 100]))
     base = alt.Chart(alt.InlineData(values=_values(told, names, line))).encode(x=line.x(labelled), y=y, color=colour)
-    chosen = base.transform_filter(f"datum.source != '{_CPU_NAME}'")
+    place = f"indexof({[name for name, _ in _CPUS.values()]}, datum.source)"
     layers: list[alt.Chart] = [
-        base.transform_filter(f"datum.source == '{_CPU_NAME}'").mark_line(
-            interpolate="step-before", strokeWidth=1, clip=True
-        ),
-        chosen.mark_line(interpolate="step-before", strokeWidth=1.3, clip=True),
+        base.transform_filter(f"{place} >= 0").mark_line(interpolate="step-before", strokeWidth=1, clip=True),
+        base.transform_filter(f"{place} < 0").mark_line(interpolate="step-before", strokeWidth=1.3, clip=True),
         _words(reason),
     ]
     return alt.LayerChart(layer=layers).properties(width=theme.WIDTH, height=height)
