@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import samples
 from analysis.attribution import DATA, attribute
 from analysis.errors import AnalysisError, CannotDraw
 from analysis.run import Trial, load_trial
 from analysis.trace import time_column, time_range
 from analysis.units import GIB, NS_PER_S
 
+#: The tracer that reads the device's counters over time, and records no single requests.
+COUNTERS = "diskstats"
 #: The name of the summary's row for the whole traced window.
 WHOLE = "trial"
 MOST_BINS = 600
@@ -83,13 +87,15 @@ def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.
     """Return the bytes moved in each bin of the traced window, for reads and writes, empty bins included.
 
     Columns: `op`, `begin_s` (bin begin, seconds since the window's begin), `bytes`, `gib_s` (bytes / bin width).
-    Bytes count when they completed, or when they were issued where completion was not recorded. Without `bin_ns`
-    the bin is the roundest that gives at most 600.
+    Bytes count when they completed, or when they were issued where completion was not recorded; those of the device's
+    counters spread evenly between two readings. Without `bin_ns` the bin is the roundest that gives at most 600.
     """
-    path = requests_path(trial_dir)
-    column = time_column(path)
     begin, end = extent(trial_dir)
     width = bin_ns or round_bin(end - begin)
+    if load_trial(trial_dir).tracer == COUNTERS:
+        return _counted_over_time(trial_dir, begin, end, width)
+    path = requests_path(trial_dir)
+    column = time_column(path)
     place = ((pl.col(column) - begin) // width).cast(pl.Int64).alias("bin")
     moved = (
         pl.scan_parquet(path)
@@ -101,8 +107,26 @@ def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.
     )
     bins = max((end - begin - 1) // width + 1, int(moved["bin"].max() or 0) + 1)  # type: ignore[arg-type]
     grid = pl.DataFrame({"op": DATA}).join(pl.DataFrame({"bin": range(bins)}), how="cross")
-    filled = grid.join(moved, on=("op", "bin"), how="left").sort("op", "bin")
-    return filled.select(
+    return _per_bin(grid.join(moved, on=("op", "bin"), how="left"), width)
+
+
+def _counted_over_time(trial_dir: str | Path, begin: int, end: int, width: int) -> pl.DataFrame:
+    counted = samples.counted_bytes(trial_dir)
+    edges = np.append(np.arange(begin, end, width), end)
+    parts = []
+    for op in DATA:
+        own = counted.filter(pl.col("op") == op)
+        if own.is_empty():
+            raise CannotDraw("the device's counters were not sampled")
+        # Before the first reading and after the last nothing moved: the device was at rest there.
+        total = np.rint(np.interp(edges, own["t_ns"].to_numpy(), own["bytes"].to_numpy())).astype(np.int64)
+        parts.append(pl.DataFrame({"op": op, "bin": np.arange(len(edges) - 1), "bytes": np.diff(total)}))
+    return _per_bin(pl.concat(parts), width)
+
+
+def _per_bin(moved: pl.DataFrame, width: int) -> pl.DataFrame:
+    """Return bytes by operation and bin with the bin's begin and the bandwidth in it, sorted."""
+    return moved.sort("op", "bin").select(
         "op",
         (pl.col("bin") * (width / NS_PER_S)).alias("begin_s"),
         pl.col("bytes").fill_null(0),
@@ -128,16 +152,18 @@ def requests_path(trial_dir: str | Path) -> Path:
     path = trial.table("requests")
     if path is not None:
         return path
-    if trial.tracer in ("none", "diskstats"):
+    if trial.tracer in ("none", COUNTERS):
         raise CannotDraw(f"the tracer of this trial, {trial.tracer}, records no single requests")
     raise CannotDraw(f"the trial has no requests.parquet (tracer: {trial.tracer}, verdict: {trial.state})")
 
 
 def extent(trial_dir: str | Path) -> tuple[int, int]:
     """Return the span that holds the traced window and every request in the trace (monotonic ns)."""
-    path = requests_path(trial_dir)
-    window = load_trial(trial_dir).window
-    traced = time_range(path, time_column(path))
+    trial = load_trial(trial_dir)
+    window, path = trial.window, trial.table("requests")
+    if path is None and trial.tracer not in (COUNTERS, "none"):
+        path = requests_path(trial_dir)
+    traced = None if path is None else time_range(path, time_column(path))
     spans = [span for span in (window, None if traced is None else (traced[0], traced[1] + 1)) if span is not None]
     if not spans:
         raise CannotDraw("the trace is empty and the trial states no traced window")

@@ -36,6 +36,18 @@ def read(trial_dir: str | Path) -> pl.DataFrame:
     return told.with_columns(pl.col("source", "name").cast(pl.String)).sort("t_ns", maintain_order=True)
 
 
+def counted_bytes(trial_dir: str | Path) -> pl.DataFrame:
+    """Return what the traced device had moved at each sample, in bytes since the first: `op`, `t_ns`, `bytes`."""
+    told = read(trial_dir).filter(pl.col("source") == "device")
+    parts = [
+        told.filter(pl.col("name") == f"{op}_bytes").select(
+            pl.lit(op).alias("op"), "t_ns", pl.col("value").alias("bytes")
+        )
+        for op in ("read", "write")
+    ]
+    return pl.concat(parts)
+
+
 def utilisation(trial_dir: str | Path) -> pl.DataFrame:
     """Return how busy GPUs and CPUs were: `source`, `t_ns`, `percent`, by time; a value speaks for the time before it.
 

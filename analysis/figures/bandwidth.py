@@ -8,10 +8,11 @@ import altair as alt
 import polars as pl
 
 from analysis import metrics
+from analysis.errors import CannotDraw
 from analysis.figures import theme
 from analysis.figures.panel import Panel, per_trial
 from analysis.figures.timeline import Timeline, stacked, timelines
-from analysis.run import Run
+from analysis.run import Run, Trial
 from analysis.trace import time_column
 from analysis.units import NS_PER_S, bytes_text, count_text, nanoseconds_text
 
@@ -32,6 +33,7 @@ def charts(run: Run) -> Iterator[Panel]:
 
 def chart(line: Timeline) -> alt.TopLevelMixin:
     """Return the chart of one trial."""
+    line.moved  # noqa: B018 - without it this figure has nothing to show
     parts = stacked(line, lambda labelled: both(line, labelled))
     return theme.finished(
         theme.stack(parts), theme.named(TITLE, line.trial), [described(line)], theme.alarm(line.trial)
@@ -52,16 +54,33 @@ def writes_alone(line: Timeline, labelled: bool) -> alt.LayerChart:
 
 def described(line: Timeline) -> str:
     """Return what was counted, where and by what, in a sentence."""
-    path = metrics.requests_path(line.trial.path)
-    when = "completed" if time_column(path) == "complete_ns" else "issued (completion was not recorded)"
+    try:
+        when = _counted_when(line.trial)
+    except CannotDraw as error:
+        return f"{str(error).capitalize()}."
     totals = {row["op"]: row["bytes"] for row in line.moved.group_by("op").agg(pl.col("bytes").sum()).to_dicts()}
     place = f"device {line.trial.section('device').get('name') or 'unknown'}"
-    lost = line.trial.section("tracer").get("lost")
-    loss = "lost events unknown" if lost is None else f"{count_text(lost, 'event')} lost"
     return (
         f"Bytes {when} in bins of {nanoseconds_text(line.bin_ns)}: {bytes_text(totals.get('read', 0))} read, "
-        f"{bytes_text(totals.get('write', 0))} written; {place}, tracer {line.trial.tracer}, {loss}."
+        f"{bytes_text(totals.get('write', 0))} written; {place}, tracer {line.trial.tracer}{_loss(line.trial)}."
     )
+
+
+def _counted_when(trial: Trial) -> str:
+    """Return at which moment a byte counts, or how often the device's counters were read."""
+    if trial.tracer == metrics.COUNTERS:
+        interval_ns = int(trial.section("tracer").get("interval_ms") or 0) * 1_000_000
+        return f"that the device counted, read every {nanoseconds_text(interval_ns)},"
+    path = metrics.requests_path(trial.path)
+    return "completed" if time_column(path) == "complete_ns" else "issued (completion was not recorded)"
+
+
+def _loss(trial: Trial) -> str:
+    """Return in words what the tracer lost, nothing where there are no events to lose."""
+    if trial.tracer == metrics.COUNTERS:
+        return ""
+    lost = trial.section("tracer").get("lost")
+    return ", lost events unknown" if lost is None else f", {count_text(lost, 'event')} lost"
 
 
 def _lines(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import altair as alt
 
+from analysis.errors import CannotDraw
 from analysis.figures import bandwidth, comparison, sizes, theme, utilisation
 from analysis.figures.panel import Panel, per_trial, ruled_out
 from analysis.figures.timeline import stacked, timelines
@@ -42,14 +43,18 @@ def models(run: Run, name: str, title: str, trials: Sequence[Trial], about: str)
         categories = sizes.common(counts)
 
         def draw(trial: Trial) -> alt.TopLevelMixin:
-            line, counted = lines.of(trial), counts.of(trial)
+            line = lines.of(trial)
             parts = stacked(
                 line,
                 lambda labelled: bandwidth.both(line, labelled),
                 lambda labelled: utilisation.over_time(line, labelled),
             )
-            told = theme.section(sizes.TITLE, sizes.described(trial, counted))
-            parts += [sizes.bars(counted, categories).properties(title=told), sizes.table(counted)]
+            try:
+                counted = counts.of(trial)
+                told = theme.section(sizes.TITLE, sizes.described(trial, counted))
+                parts += [sizes.bars(counted, categories).properties(title=told), sizes.table(counted)]
+            except CannotDraw as error:
+                parts.append(theme.gap(str(error)).properties(title=theme.section(sizes.TITLE)))
             return finished(trial, title, parts, bandwidth.described(line))
 
         return draw

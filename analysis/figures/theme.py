@@ -132,6 +132,16 @@ def notice(title: str, reason: str) -> alt.TopLevelMixin:
     return finished(mark.properties(width=WIDTH, height=18 * len(text) + 28), title)
 
 
+def gap(reason: str) -> alt.Chart:
+    """Return what stands in a figure in place of a part that the data rules out: the reason."""
+    text = _wrap(f"Not drawn: {reason}.", 100)
+    mark = alt.Chart(alt.InlineData(values=[{}])).mark_text(
+        text=text, align="left", x=0, y=12, fontSize=12, color=FAINT_INK, lineHeight=16
+    )
+    drawn: alt.Chart = mark.properties(width=WIDTH, height=16 * len(text) + 10, view=alt.ViewConfig(stroke=None))
+    return drawn
+
+
 def alarm(trial: Trial) -> list[str]:
     """Return the line that marks a trial whose data may not be used; nothing for a valid one."""
     return [] if trial.state == "valid" else [f"{trial.state.upper()}: {'; '.join(trial.reasons)}"]

@@ -11,6 +11,7 @@ import polars as pl
 
 from analysis import metrics
 from analysis.attribution import DATA
+from analysis.errors import AnalysisError, CannotDraw
 from analysis.figures import theme
 from analysis.figures.panel import Tried
 from analysis.figures.spans import merged, strip_rows
@@ -36,9 +37,16 @@ class Timeline:
     begin_ns: int
     end_ns: int
     bin_ns: int
-    moved: pl.DataFrame
+    _moved: pl.DataFrame | AnalysisError
     seconds: float
     top: Mapping[str, float]
+
+    @property
+    def moved(self) -> pl.DataFrame:
+        """The trial's bytes over time; raises the reason where its tracer has none."""
+        if isinstance(self._moved, AnalysisError):
+            raise self._moved
+        return self._moved
 
     def x(self, labelled: bool, field: str = "begin_s") -> alt.X:
         """Return the time axis for a field in seconds since the traced window began."""
@@ -59,16 +67,34 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
 
     def timeline(trial: Trial) -> Timeline:
         seconds = max(lengths.of(trial), shared) / NS_PER_S
-        return Timeline(trial, *extents.of(trial), width, moved.of(trial), seconds, top)
+        return Timeline(trial, *extents.of(trial), width, _or_reason(moved, trial), seconds, top)
 
     return Tried(trials, timeline)
 
 
 def stacked(line: Timeline, *parts: Part) -> list[theme.View]:
-    """Return the parts, to stand one under the other, above the strip of the trial's phases."""
+    """Return the parts, to stand one under the other, above the strip of the trial's phases.
+
+    In place of one that the data rules out stands the reason.
+    """
     spans = merged(strip_rows(metrics.phases(line.trial.path)), line.begin_ns, line.end_ns)
-    drawn = [part(not spans and part is parts[-1]) for part in parts]
+    drawn = [drawn_or_gap(lambda part=part: part(not spans and part is parts[-1])) for part in parts]  # type: ignore[misc]
     return [*drawn, _strip(spans, line)] if spans else drawn
+
+
+def drawn_or_gap(draw: Callable[[], theme.View]) -> theme.View:
+    """Return a part of a figure, or why it is not there."""
+    try:
+        return draw()
+    except CannotDraw as error:
+        return theme.gap(str(error))
+
+
+def _or_reason(moved: Tried[pl.DataFrame], trial: Trial) -> pl.DataFrame | AnalysisError:
+    try:
+        return moved.of(trial)
+    except CannotDraw as error:
+        return error
 
 
 def comparable(lengths: Sequence[int]) -> int:

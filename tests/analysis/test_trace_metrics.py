@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis import AnalysisError, load_run, metrics, trace, write_summary
+from analysis import AnalysisError, load_run, metrics, schema, trace, write_summary
 from analysis.latency import BUCKETS_PER_OCTAVE, EXACT_VALUES, Latencies
 from analysis.summary import read_summary, summary_table
 from tests.analysis.made_run import MIB, make_run, phase_row, request_row, write_phases, write_record, write_requests
@@ -140,7 +141,34 @@ def test_a_trial_without_a_trace_says_none_not_zero(tmp_path: Path) -> None:
     assert whole["duration_s"] == 1
     assert whole["traced_read_bytes"] is load["read_requests"] is load["read_d2c_max_us"] is None
     with pytest.raises(AnalysisError, match="diskstats, records no single requests"):
+        metrics.request_sizes(tmp_path / "t")
+    with pytest.raises(AnalysisError, match="counters were not sampled"):
         metrics.bandwidth_over_time(tmp_path / "t")
+
+
+@LIGHT
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 10**12), st.integers(0, 10**6)), max_size=20),
+    width=st.integers(1, 40),
+)
+def test_counters_over_time_add_up_to_what_was_counted(
+    steps: list[tuple[int, int, int]], width: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("trial")
+    t, moved, rows = 5, [0, 0], []
+    for gap, read, write in [(0, 0, 0), *steps]:
+        t, moved = t + gap, [moved[0] + read, moved[1] + write]
+        for op, value in zip(("read", "write"), moved, strict=True):
+            rows.append({"t_ns": t, "source": "device", "name": f"{op}_bytes", "value": float(value), "unit": "B"})
+    table = pa.Table.from_pylist([row | {"process": None} for row in rows], schema=schema.SAMPLES)
+    pq.write_table(table, folder / "samples.parquet")
+    write_record(folder, tracer={"name": "diskstats", "begin_ns": 0, "end_ns": t + 10, "interval_ms": 50})
+    frame = metrics.bandwidth_over_time(folder, width)
+    for op, wanted in zip(("read", "write"), moved, strict=True):
+        mine = frame.filter(pl.col("op") == op)
+        assert mine["bytes"].sum() == wanted
+        assert (mine["bytes"] >= 0).all()
+        assert mine.height == -(-(t + 10) // width)
 
 
 def test_a_failed_trial_without_anything_has_one_row_of_none(tmp_path: Path) -> None:
