@@ -23,6 +23,7 @@ from tasks import interpreter, machine, phases, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import StorageError, TaskError, TracerError
+from tasks.extents import Watch
 from tasks.jobs.free_space import is_full
 from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
@@ -103,6 +104,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "device": None,
         "storage": None,
         "tracer": None,
+        "extents": None,
         "clock": None,
         "verdict": None,
         "bytes": {"expected": None, "traced": None, "counted": None},
@@ -181,11 +183,12 @@ class _Trial:
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
         self._record["tracer"] = tracer.facts
         sampler = Sampler(found.devices, trace.sample_interval_ms)
+        watch = Watch(found, self._workload.role, wanted=trace.tracer not in tracers.COUNTERS_ONLY)
         self._announce(f"starting tracer {trace.tracer}")
         seen: _Observed | None = None
         try:
             with tracer.recording():
-                seen = self._observe(found, job, sampler)
+                seen = self._observe(found, job, sampler, watch)
         except TracerError:
             if seen is not None:  # what the job itself measured outlives its tracer
                 self._keep(job, seen, sampler)
@@ -193,6 +196,8 @@ class _Trial:
         self._announce("reading the trace")
         report = self._keep(job, seen, sampler)
         capture = tracer.write(seen.window, self._spool / "requests.parquet")
+        watch.write(self._spool / "extents.parquet", self._provenance)
+        self._record["extents"] = watch.facts
         self._judge(report, seen, capture)
 
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
@@ -206,13 +211,13 @@ class _Trial:
         self._record["bytes"]["counted"] = seen.counted
         return report
 
-    def _observe(self, found: Volume, job: Job, sampler: Sampler) -> _Observed:
+    def _observe(self, found: Volume, job: Job, sampler: Sampler, watch: Watch) -> _Observed:
         """Run the job between two readings of the device's counters, with nothing in flight at either."""
         flush(found.offload_dir)
         before = found.devices.settle()
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
-        with sampler.sampling():
+        with sampler.sampling(), watch.watching():
             with self._memory_limit() as limit:
                 trouble, process_span = self._run_job(job, found.offload_dir, limit)
                 if limit:

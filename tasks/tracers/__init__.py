@@ -22,6 +22,9 @@ TRACERS = {
     "none": "tasks.tracers.none",
 }
 
+#: Those that see no single requests, so that nobody needs to know which file lies where.
+COUNTERS_ONLY = ("none",)
+
 
 @dataclass(frozen=True)
 class Window:
