@@ -33,8 +33,11 @@ from tasks.journal import Part, journal
 from tasks.mounts import device_number
 from tasks.storage import Volume
 
-#: All files are looked at at this interval, closed ones in between; never more than this share of one CPU.
-_INTERVAL_S, _SHARE = 0.1, 0.02
+#: All files are looked at at this interval, closed ones in between.
+_INTERVAL_S = 0.1
+
+#: Looking takes no more than this share of one CPU, but for bursts of this much CPU time.
+_SHARE, _BURST_S = 0.02, 0.02
 
 #: A closed file that waits for its blocks is looked at again after this, for as long as that: a sync is under way.
 _AGAIN_S, _AGAIN_LIMIT_S = 0.002, 0.5
@@ -137,28 +140,33 @@ class Watch:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     def _watch(self, hints: Hints, stop: threading.Event) -> None:
-        """Look at all files at intervals, and at those that the job closed; rest after each look for its cost."""
+        """Look at all files at intervals, and at those that the job closed; rest where that costs too much."""
         closed: dict[str, float] = {}
-        due = time.monotonic() + _INTERVAL_S
+        credit_s, before = _BURST_S, time.monotonic()
+        due = before + _INTERVAL_S
         while not stop.is_set():
             changed, gone = hints.wait(max(0.0, min(due - time.monotonic(), _AGAIN_S if closed else _INTERVAL_S)))
             now = time.monotonic()
+            # What went away may be there again under the same name
+            closed = {path: limit for path, limit in closed.items() if path not in gone}
             closed |= dict.fromkeys(changed, now + _AGAIN_LIMIT_S)
             cpu_s = self._try(partial(self._follow, closed, gone), _LOOK_LIMIT_S) if closed or gone else 0.0
             if now >= due:
                 cpu_s += self._try(self._look, _LOOK_LIMIT_S)
                 due = time.monotonic() + _INTERVAL_S
-            stop.wait(cpu_s / _SHARE)
+            credit_s = min(_BURST_S, credit_s + _SHARE * (time.monotonic() - before)) - cpu_s
+            before = time.monotonic()
+            stop.wait(max(0.0, -credit_s / _SHARE))
 
     def _follow(self, closed: dict[str, float], gone: set[str], until: float) -> None:
         """Look at closed files, and drop those that have their blocks or were waited for long enough."""
         for path in gone:
             self._leave(path)
-            closed.pop(path, None)
         for path in list(closed):
             now = time.monotonic()
-            file = self._known(path)
-            self._look_at(file, self._signature(path))
+            file, signature = self._known(path), self._signature(path)
+            if not (file.settled and file.signature == signature):
+                self._look_at(file, signature)
             if not file.placeless["pending"] or now > closed[path]:
                 del closed[path]
             if now > until:

@@ -31,7 +31,8 @@ _EXTENT = np.dtype(
         ("reserved32", "u4", 3),
     ]
 )
-_ROOM = 1024
+#: Extents asked for at once: few at first, as most files have few.
+_ROOM, _MOST_ROOM = 64, 4096
 
 
 @dataclass
@@ -56,17 +57,17 @@ class Mapping:
 def mapping(fd: int) -> Mapping:
     """Return the extents of an open file, as they are now: nothing is written back for it. Raises OSError."""
     parts = []
-    start = 0
+    start, room = 0, _ROOM
     while True:
-        found = _ask(fd, start)
+        found = _ask(fd, start, room)
         parts.append(found)
         if not found.size or found["flags"][-1] & _LAST:
             return _mapping(np.concatenate(parts))
-        start = int(found["logical"][-1] + found["length"][-1])
+        start, room = int(found["logical"][-1] + found["length"][-1]), _MOST_ROOM
 
 
-def _ask(fd: int, start: int) -> npt.NDArray[np.void]:
-    answer = bytearray(_HEADER.pack(start, _MAX_OFFSET - start, 0, 0, _ROOM, 0) + bytes(_ROOM * _EXTENT.itemsize))
+def _ask(fd: int, start: int, room: int) -> npt.NDArray[np.void]:
+    answer = bytearray(_HEADER.pack(start, _MAX_OFFSET - start, 0, 0, room, 0) + bytes(room * _EXTENT.itemsize))
     fcntl.ioctl(fd, _FS_IOC_FIEMAP, answer, True)
     mapped = _HEADER.unpack_from(answer)[3]
     return np.frombuffer(answer, _EXTENT, mapped, _HEADER.size)
