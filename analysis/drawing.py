@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.figures import ALWAYS, Drawn, draw, figure
+from analysis.figures import ALWAYS, WITH_TABLE, Drawn, draw, figure
 from analysis.report import write_report
 from analysis.run import Run, load_run
 
 
 def figure_names(run: Run) -> list[str]:
-    """Return the figures a run asks for, and those that every trial gets."""
+    """Return the figures a run asks for, those that every trial gets, and those that its tables allow."""
     asked = [str(name) for name in run.record.get("figures") or []]
-    return list(dict.fromkeys([*asked, *ALWAYS]))
+    known = [name for name, table in WITH_TABLE.items() if any(trial.table(table) for trial in run.published)]
+    return list(dict.fromkeys([*asked, *ALWAYS, *known]))
 
 
 def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[str, Any]:

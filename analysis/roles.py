@@ -172,11 +172,11 @@ def requests_with_roles(trial_dir: str | Path) -> Iterator[pl.DataFrame]:
     told, path = owners(trial_dir), load_trial(trial_dir).table("requests")
     if path is None:
         raise CannotDraw("the trial has no requests.parquet")
+    names = pl.Series("role", told.roles, pl.Enum(told.roles))
     for part in addressed(path, whole=True):
         frame = pl.from_arrow(part.rows)
         assert isinstance(frame, pl.DataFrame)
-        kind = pl.Enum(told.roles)
-        yield frame.with_columns(pl.Series("role", told.of(part).astype(np.uint32)).cast(kind))
+        yield frame.with_columns(names.gather(told.of(part)))
 
 
 def role_bytes(path: Path, told: Owners, spans: Sequence[tuple[int, int]]) -> list[dict[tuple[str, str], int]]:

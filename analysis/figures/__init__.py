@@ -30,9 +30,12 @@ FIGURES = {
     "fig6": "analysis.figures.fig6",
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
+    "roles": "analysis.figures.roles",
 }
 #: Drawn for every trial, whatever a sweep asks for.
 ALWAYS = ("bandwidth", "sizes")
+#: Drawn too where a trial of the run has this table.
+WITH_TABLE = {"roles": "extents"}
 FORMATS = ("html", "svg", "pdf", "png")
 
 
