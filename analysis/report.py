@@ -30,6 +30,7 @@ from analysis.units import (
     exact_bytes_text,
     latency_text,
     number_text,
+    share_text,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +74,13 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"bytes": bytes_text, "exact": exact_bytes_text, "command": _command, "told": _told}
+    environment.filters |= {
+        "bytes": bytes_text,
+        "exact": exact_bytes_text,
+        "command": _command,
+        "told": _told,
+        "share": share_text,
+    }
     charts = [_figure(one) for one in drawn]
     roles = _roles(run)
     places = {one.name: chart for one, chart in zip(drawn, charts, strict=True)}

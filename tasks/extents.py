@@ -7,6 +7,7 @@ the job closed it; nothing is written back for it. A mapping that came and went 
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections import Counter
@@ -95,6 +96,7 @@ class Watch:
         self._role, self._wanted = role, wanted
         self._files: dict[str, _File] = {}
         self._past: list[_Seen] = []
+        self._missed: set[str] = set()
         self._kept = 0
         self._chunks: dict[int, list[Stretch]] = {}
         self._chunks_end = 0
@@ -161,10 +163,19 @@ class Watch:
     def _follow(self, closed: dict[str, float], gone: set[str], until: float) -> None:
         """Look at closed files, and drop those that have their blocks or were waited for long enough."""
         for path in gone:
-            self._leave(path)
+            if path in self._files:
+                self._leave(path)
+            elif path in self._missed:  # a look at all files came before the news
+                self._missed.discard(path)
+            else:
+                self._facts["lost"] += 1
         for path in list(closed):
             now = time.monotonic()
-            file, signature = self._known(path), self._signature(path)
+            signature = self._signature(path)
+            if not signature:  # gone again, or no regular file
+                del closed[path]
+                continue
+            file = self._known(path)
             if not (file.settled and file.signature == signature):
                 self._look_at(file, signature)
             if not file.placeless["pending"] or now > closed[path]:
@@ -207,6 +218,7 @@ class Watch:
             self._look_at(self._files[path], signature)
         for path in [path for path in self._files if path not in present] if complete else ():
             self._leave(path)
+            self._missed.add(path)
         self._facts["cut_short"] += not complete
 
     def _known(self, path: str) -> _File:
@@ -217,9 +229,10 @@ class Watch:
 
     def _signature(self, path: str) -> tuple[int, ...]:
         try:
-            return _signature(os.stat(self._folder / path, follow_symlinks=False))
-        except FileNotFoundError:
+            found = os.stat(self._folder / path, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
             return ()
+        return _signature(found) if stat.S_ISREG(found.st_mode) else ()
 
     def _look_at(self, file: _File, signature: tuple[int, ...]) -> None:
         try:
@@ -262,10 +275,7 @@ class Watch:
             self._past.append(_Seen(file.path, logical, physical, length, from_ns, to_ns))
 
     def _leave(self, path: str) -> None:
-        file = self._files.pop(path, None)
-        if file is None:  # nobody looked at it while it was there
-            self._facts["lost"] += 1
-            return
+        file = self._files.pop(path)
         self._keep(file, np.ones(file.logical.size, bool))
         self._count_placeless(file)
         self._facts["vanished"] += 1

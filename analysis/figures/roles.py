@@ -15,7 +15,7 @@ from analysis.figures.panel import Panel, Tried, per_trial
 from analysis.figures.timeline import Part, Timeline, stacked, timelines
 from analysis.roles import owners, roles_over_time
 from analysis.run import Run, Trial
-from analysis.units import GIB, NS_PER_S, bytes_text
+from analysis.units import GIB, NS_PER_S, bytes_text, share_text
 
 NAME = "roles"
 TITLE = "Whose bytes moved: bandwidth by role"
@@ -66,7 +66,7 @@ def described(moved: _Moved) -> str:
     for op, done in zip(DATA, ("read", "written"), strict=True):
         own = moved.bytes.filter(op=op).group_by("role").agg(pl.col("bytes").sum()).sort("bytes", descending=True)
         total = int(own["bytes"].sum())
-        shares = [f"{_percent(row['bytes'] / total)} {label(row['role'])}" for row in own.to_dicts()]
+        shares = [f"{share_text(row['bytes'] / total)} {label(row['role'])}" for row in own.to_dicts()]
         parts.append(f"{bytes_text(total)} {done}" + (f" ({', '.join(shares)})" if shares else ""))
     return "; ".join(parts) + ". A request belongs to the file that its first sector belonged to then."
 
@@ -134,9 +134,3 @@ def _values(line: Timeline, own: pl.DataFrame, roles: Sequence[str], factor: int
     closing = wide.tail(1).with_columns(pl.col("bin") + 1)
     filled = pl.concat([wide, closing]).fill_null(0.0)
     return filled.select((pl.col("bin") * seconds).round(6).alias("begin_s"), pl.exclude("bin")).to_dicts()
-
-
-def _percent(share: float) -> str:
-    if share < 0.001:
-        return "<0.1 %"
-    return f"{share * 100:.1f} %" if share < 0.9995 else "100 %"
