@@ -128,7 +128,8 @@ class Watch:
             yield
             return
         hints, stop = Hints(self._folder), threading.Event()
-        thread = threading.Thread(target=self._watch, args=(hints, stop), name="extents", daemon=True)
+        self._facts["trouble"] = hints.trouble
+        thread = threading.Thread(target=self._guarded, args=(hints, stop), name="extents", daemon=True)
         thread.start()
         try:
             yield
@@ -137,14 +138,23 @@ class Watch:
             hints.stop()
             thread.join()
             hints.close()
+            cpu = time.thread_time()
             self._try(self._look, _LAST_LOOK_LIMIT_S)
+            self._facts["cpu_seconds"] += time.thread_time() - cpu
 
     # --- looking -----------------------------------------------------------------------------------------------------
+
+    def _guarded(self, hints: Hints, stop: threading.Event) -> None:
+        try:
+            self._watch(hints, stop)
+        except (OSError, ValueError, LookupError) as e:
+            self._facts["trouble"] = f"looking ended early: {type(e).__name__}: {e}"
+        self._facts["cpu_seconds"] += time.thread_time()
 
     def _watch(self, hints: Hints, stop: threading.Event) -> None:
         """Look at all files at intervals, and at those that the job closed; rest where that costs too much."""
         closed: dict[str, float] = {}
-        credit_s, before = _BURST_S, time.monotonic()
+        credit_s, before, spent = _BURST_S, time.monotonic(), time.thread_time()
         due = before + _INTERVAL_S
         while not stop.is_set():
             changed, gone = hints.wait(max(0.0, min(due - time.monotonic(), _AGAIN_S if closed else _INTERVAL_S)))
@@ -152,12 +162,13 @@ class Watch:
             # What went away may be there again under the same name
             closed = {path: limit for path, limit in closed.items() if path not in gone}
             closed |= dict.fromkeys(changed, now + _AGAIN_LIMIT_S)
-            cpu_s = self._try(partial(self._follow, closed, gone), _LOOK_LIMIT_S) if closed or gone else 0.0
+            if closed or gone:
+                self._try(partial(self._follow, closed, gone), _LOOK_LIMIT_S)
             if now >= due:
-                cpu_s += self._try(self._look, _LOOK_LIMIT_S)
+                self._try(self._look, _LOOK_LIMIT_S)
                 due = time.monotonic() + _INTERVAL_S
-            credit_s = min(_BURST_S, credit_s + _SHARE * (time.monotonic() - before)) - cpu_s
-            before = time.monotonic()
+            credit_s = min(_BURST_S, credit_s + _SHARE * (time.monotonic() - before)) - (time.thread_time() - spent)
+            before, spent = time.monotonic(), time.thread_time()
             stop.wait(max(0.0, -credit_s / _SHARE))
 
     def _follow(self, closed: dict[str, float], gone: set[str], until: float) -> None:
@@ -180,25 +191,23 @@ class Watch:
                 self._look_at(file, signature)
             if not file.placeless["pending"] or now > closed[path]:
                 del closed[path]
-            if now > until:
+            if now > until or self._kept > _MOST_MAPPINGS:
                 break
 
-    def _try(self, look: Callable[[float], None], limit_s: float) -> float:
-        """Look once; return its CPU time in seconds. What goes wrong is noted: the trial goes on without.
+    def _try(self, look: Callable[[float], None], limit_s: float) -> None:
+        """Look once. What goes wrong is noted: the trial goes on without.
 
         It may wait for a lock that a write of the job holds, which costs nobody anything.
         """
-        begin, cpu = time.monotonic(), time.thread_time()
+        begin = time.monotonic()
         try:
             look(begin + limit_s)
         except (OSError, ValueError, LookupError, MemoryError, StorageError) as e:
             self._facts["trouble"] = f"{type(e).__name__}: {e}"
-        took, cpu = time.monotonic() - begin, time.thread_time() - cpu
+        took = time.monotonic() - begin
         self._facts["looks"] += 1
         self._facts["seconds"] += took
-        self._facts["cpu_seconds"] += cpu
         self._facts["longest_look_s"] = max(self._facts["longest_look_s"], took)
-        return cpu
 
     def _look(self, until: float) -> None:
         now_ns = time.monotonic_ns()

@@ -17,23 +17,26 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 class Hints:
     """Tells which files below a folder were closed after writing or came to be, and which went away.
 
-    Not all of them: the kernel drops what is not read in time, and a new folder's first files may be missed.
+    Not all of them: the kernel drops what is not read in time, and a new folder's first files may be missed. Where the
+    kernel refuses to tell at all, `trouble` says so, and nothing is told.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin to listen; raises OSError where the kernel refuses."""
+        """Begin to listen."""
         self._folder = folder
         self._within: dict[int, str] = {}
         self._fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.trouble: str | None = None
         if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1 failed")
+            self.trouble = f"closed files are not told (inotify): {os.strerror(ctypes.get_errno())}"
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._add("")
 
     def close(self) -> None:
         """Stop listening."""
-        os.close(self._fd)
-        os.close(self._stop)
+        for fd in (self._fd, self._stop):
+            if fd >= 0:
+                os.close(fd)
 
     def stop(self) -> None:
         """End the wait of another thread."""
@@ -43,7 +46,7 @@ class Hints:
         """Wait for something to happen, at most `limit_s`; return the paths that changed and those that went away."""
         changed: set[str] = set()
         gone: set[str] = set()
-        ready, _, _ = select.select([self._fd, self._stop], [], [], limit_s)
+        ready, _, _ = select.select([fd for fd in (self._fd, self._stop) if fd >= 0], [], [], limit_s)
         if self._fd in ready:
             data = os.read(self._fd, 1 << 16)
             at = 0
