@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import stacks
-from analysis.figures import ALWAYS, Drawn, draw, figure
+from analysis.figures import ALWAYS, WITH_TABLE, Drawn, draw, figure
 from analysis.report import write_report
 from analysis.run import Run, load_run
 
@@ -15,7 +15,9 @@ from analysis.run import Run, load_run
 def figure_names(run: Run) -> list[str]:
     """Return the figures a run asks for, those that every trial gets, and those of what it recorded besides."""
     asked = [str(name) for name in run.record.get("figures") or []]
-    besides = ["flamegraph"] if any(stacks.recorded(trial) for trial in run.published) else []
+    besides = [name for name, table in WITH_TABLE.items() if any(trial.table(table) for trial in run.published)]
+    if any(stacks.recorded(trial) for trial in run.published):
+        besides.append("flamegraph")
     return list(dict.fromkeys([*asked, *ALWAYS, *besides]))
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from analysis import samples
 from analysis.attribution import DATA, attribute
 from analysis.errors import AnalysisError, CannotDraw
+from analysis.roles import owners, role_bytes
 from analysis.run import Trial, load_trial
 from analysis.trace import time_column, time_range
 from analysis.units import GIB, NS_PER_S
@@ -64,7 +65,8 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
 
     Requests belong to the phase in which they were issued. Times are monotonic ns, latencies (issue to
     completion) µs, bandwidth GiB/s of the phase's own bytes. What was not measured is None. The first row has what
-    the node and the engine measured too, and what was traced from the first prefill to the last decode step.
+    the node and the engine measured too, and what was traced from the first prefill to the last decode step. Where the
+    trial knows which file lay where, there are columns such as `role.kv_read_bytes` for the roles that occur.
     """
     trial = load_trial(trial_dir)
     told = phases(trial_dir)
@@ -80,7 +82,8 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     *traced, generated = _traced(trial, spans)
     whole["generation_s"] = _seconds(*generation)
     whole |= {f"generation_{op}_bytes": generated[f"traced_{op}_bytes"] for op in DATA}
-    return [row | own for row, own in zip(rows, traced, strict=True)]
+    roles = _roles(trial, spans[:-1])
+    return [row | own | held for row, own, held in zip(rows, traced, roles, strict=True)]
 
 
 def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.DataFrame:
@@ -231,6 +234,18 @@ def _generation(told: Sequence[Phase]) -> tuple[int | None, int | None]:
     steps = [phase for phase in told if phase.name in GENERATION]
     ends = [phase.end_ns for phase in steps if phase.end_ns is not None]
     return (min(phase.begin_ns for phase in steps), max(ends)) if ends else (None, None)
+
+
+def _roles(trial: Trial, spans: Sequence[tuple[int | None, int | None]]) -> list[dict[str, int | None]]:
+    """Return the bytes read and written by role in each span; no columns where nobody knows the roles."""
+    path = trial.table("requests")
+    whole = [(place, (begin, end)) for place, (begin, end) in enumerate(spans) if begin is not None and end is not None]
+    if path is None or trial.table("extents") is None or not whole:
+        return [{} for _ in spans]
+    found = role_bytes(path, owners(trial.path), [span for _, span in whole])
+    known = {place: held for (place, _), held in zip(whole, found, strict=True)}
+    names = {label: f"role.{label[0]}_{label[1]}_bytes" for label in found[0]}
+    return [{name: known.get(place, {}).get(label) for label, name in names.items()} for place in range(len(spans))]
 
 
 def _traced(trial: Trial, spans: Sequence[tuple[int | None, int | None]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from analysis import provenance, stacks, vega
+from analysis.figures.roles import label as role_label
 from analysis.figures.theme import ALARM, INK
 from analysis.files import write_bytes
 from analysis.logs import tails
@@ -28,6 +30,7 @@ from analysis.units import (
     exact_bytes_text,
     latency_text,
     number_text,
+    share_text,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ _ENGINE = {
     "Peak memory": {"peak_gpu_memory_bytes": "GPU", "peak_host_memory_bytes": "process", "memory_peak_bytes": "cgroup"},
     "Memory limit": {"memory_limit_bytes": "cgroup", "oom_kills": "OOM kills"},
 }
+_ROLE = re.compile(r"role\.(.+)_(?:read|write)_bytes")
 _SIGNS = {"valid": "✓", "invalid": "!", "failed": "✕", "missing": "\u2013"}
 
 
@@ -70,8 +74,15 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"bytes": bytes_text, "exact": exact_bytes_text, "command": _command, "told": _told}
+    environment.filters |= {
+        "bytes": bytes_text,
+        "exact": exact_bytes_text,
+        "command": _command,
+        "told": _told,
+        "share": share_text,
+    }
     charts = [_figure(one) for one in drawn]
+    roles = _roles(run)
     places = {one.name: chart for one, chart in zip(drawn, charts, strict=True)}
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -84,6 +95,9 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
         settings_rows=[row for node, _ in _nodes(run) if (row := provenance.settings(node))],
         drive_rows=provenance.drive_rows(run),
         device_rows=_device_rows(run),
+        roles=roles,
+        role_rows=_role_rows(run, roles),
+        role_label=role_label,
         engine_columns=_ENGINE,
         engine_rows=_engine_rows(run),
         figures=[places[one.name] for one in drawn if one.trial is None],
@@ -204,6 +218,27 @@ def _device_rows(run: Run) -> list[dict[str, Any]]:
                     "latency": [latency_text(row.get(f"{op}_d2c_{name}_us")) for name in ("p50", "p99", "max")],
                 }
             )
+    return rows
+
+
+def _roles(run: Run) -> list[str]:
+    """Return the roles that requests of the run have, in the order of its trials' tables."""
+    names = read_summary(run).columns if run.published else []
+    return list(dict.fromkeys(found[1] for name in names if (found := _ROLE.fullmatch(name))))
+
+
+def _role_rows(run: Run, roles: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the bytes by role of each trial that knows them, a row for reads and one for writes."""
+    whole = [row for row in read_summary(run).to_dicts() if row["phase"] == WHOLE] if roles else []
+    trials = {trial.slug: trial for trial in run.published}
+    rows = []
+    for row in whole:
+        for op in ("read", "write"):
+            moved = {role: row.get(f"role.{role}_{op}_bytes") for role in roles}
+            known = [count for count in moved.values() if count is not None]
+            if known:
+                total = sum(known)
+                rows.append({"trial": trials[row["slug"]], "op": op, "bytes": moved, "total": total})
     return rows
 
 

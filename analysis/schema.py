@@ -63,6 +63,24 @@ SAMPLES = pa.schema(
 )
 
 
+#: Which file lies where on the traced devices, as far as anybody looked; sorted by `dev` and `sector`. `role` is what
+#: the file holds, by the workload; rows of the filesystem's journal have the role `journal` and no file. `sector` and
+#: `sectors` count 512 bytes as in REQUESTS, `logical_bytes` is the offset in the file. The mapping was first seen at
+#: `seen_from_ns` and last at `seen_to_ns`: the file got it some time before, and lost it some time after.
+EXTENTS = pa.schema(
+    [
+        pa.field("role", _NAME, nullable=False),
+        pa.field("file", _NAME),
+        pa.field("dev", _NAME, nullable=False),
+        pa.field("sector", pa.int64(), nullable=False),
+        pa.field("sectors", pa.int64(), nullable=False),
+        pa.field("logical_bytes", pa.int64()),
+        pa.field("seen_from_ns", pa.int64(), nullable=False),
+        pa.field("seen_to_ns", pa.int64(), nullable=False),
+    ]
+)
+
+
 def described(schema: pa.Schema, provenance: Mapping[str, object], recorded: Sequence[str] = ()) -> pa.Schema:
     """Return `schema` with the metadata every file of ours carries.
 

@@ -15,7 +15,7 @@ from analysis.metrics import summarise
 from analysis.run import Run, load_run
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -56,19 +56,21 @@ def summary_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return the rows of `metrics.summarise`, of any number of trials, as one table.
 
     A cell's axis keeps its type where all trials agree on it and is text otherwise; attributes are text, metrics
-    numbers.
+    numbers, what was read and written by role (`role.kv_read_bytes`) whole numbers.
     """
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     axes = [name for name in names if name.startswith("cell.")]
     attributes = [name for name in names if name.startswith("attr.")]
     measured = [name for name in names if name.startswith("metric.")]
+    roles = [name for name in names if name.startswith("role.")]
     fixed = list(_COLUMNS)
     arrays = {name: pa.array([row.get(name) for row in rows], _COLUMNS[name]) for name in fixed}
     arrays |= {name: _axis([row.get(name) for row in rows]) for name in axes}
     arrays |= {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in attributes}
     arrays |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in measured}
-    ordered = [*fixed[:_LEADING], *axes, *fixed[_LEADING:], *attributes, *measured]
+    arrays |= {name: pa.array([row.get(name) for row in rows], pa.int64()) for name in roles}
+    ordered = [*fixed[:_LEADING], *axes, *fixed[_LEADING:], *roles, *attributes, *measured]
     table = pa.table({name: arrays[name] for name in ordered})
     return table.replace_schema_metadata({"metrics_version": str(METRICS_VERSION)})
 

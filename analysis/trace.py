@@ -43,6 +43,25 @@ class Extents:
     bytes: Array
 
 
+@dataclass(frozen=True)
+class Addressed:
+    """Consecutive requests with what tells whose they are.
+
+    `dev` is an index into `devices` (major:minor), `marked` says which carry the kernel's mark of metadata, the `M` of
+    `rwbs` (REQ_META); `rows` are the columns as they were read.
+    """
+
+    issue_ns: Array
+    complete_ns: Array
+    op: Array
+    bytes: Array
+    sector: Array
+    dev: Array
+    devices: tuple[str, ...]
+    marked: npt.NDArray[np.bool_]
+    rows: pa.RecordBatch
+
+
 def batches(path: Path) -> Iterator[Batch]:
     """Yield the rows of `requests.parquet` in file order, a bounded number at a time."""
     return _read(path, ["issue_ns", "complete_ns", "op", "bytes"], _batch)
@@ -53,7 +72,13 @@ def extents(path: Path) -> Iterator[Extents]:
     return _read(path, ["op", "sector", "bytes"], _extents)
 
 
-def _read(path: Path, columns: list[str], made: Callable[[pa.RecordBatch], T]) -> Iterator[T]:
+def addressed(path: Path, whole: bool = False) -> Iterator[Addressed]:
+    """Yield the requests in file order, a bounded number at a time; with `whole` their `rows` have every column."""
+    columns = ["issue_ns", "complete_ns", "op", "bytes", "sector", "dev", "rwbs"]
+    return _read(path, None if whole else columns, _addressed)
+
+
+def _read(path: Path, columns: list[str] | None, made: Callable[[pa.RecordBatch], T]) -> Iterator[T]:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for part in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
@@ -69,6 +94,22 @@ def _batch(part: pa.RecordBatch) -> Batch:
 
 def _extents(part: pa.RecordBatch) -> Extents:
     return Extents(_operations(part.column("op")), _whole(part.column("sector")), _whole(part.column("bytes")))
+
+
+def _addressed(part: pa.RecordBatch) -> Addressed:
+    dev, rwbs = (_encoded(part.column(name)) for name in ("dev", "rwbs"))
+    marks = np.array(["M" in str(text) for text in rwbs.dictionary.to_pylist()] or [False])
+    return Addressed(
+        _times(part.column("issue_ns")),
+        _times(part.column("complete_ns")),
+        _operations(part.column("op")),
+        _whole(part.column("bytes")),
+        _whole(part.column("sector")),
+        _whole(dev.indices),
+        tuple(str(name) for name in dev.dictionary.to_pylist()),
+        marks[rwbs.indices.to_numpy(zero_copy_only=False)],
+        part,
+    )
 
 
 def events(path: Path) -> tuple[str, ...]:
@@ -117,10 +158,14 @@ def _whole(column: pa.Array) -> Array:
 
 
 def _operations(column: pa.Array) -> Array:
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    encoded = _encoded(column)
     known = {name: place for place, name in enumerate(OPERATIONS)}
     places = np.array([known.get(name, known["other"]) for name in encoded.dictionary.to_pylist()] or [0], np.int64)
     return np.asarray(places[encoded.indices.to_numpy(zero_copy_only=False)], dtype=np.int64)
+
+
+def _encoded(column: pa.Array) -> pa.DictionaryArray:
+    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,6 +65,15 @@ def count_text(count: int, singular: str, plural: str | None = None) -> str:
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
+def share_text(share: float) -> str:
+    """Return a share of 1 in percent; next to nothing and next to all say so: `<0.1 %`, `>99.9 %`."""
+    if 0 < share < 0.001:
+        return "<0.1 %"
+    if 0.9995 <= share < 1:
+        return ">99.9 %"
+    return f"{share * 100:.1f} %" if 0 < share < 1 else f"{share * 100:.0f} %"
+
+
 def number_text(value: float) -> str:
     """Return `value` with about three significant digits, never in scientific notation: `0.024`, `1.50`, `2,345`."""
     if 0 < abs(value) < 1:

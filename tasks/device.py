@@ -19,9 +19,6 @@ SECTOR_BYTES = 512
 _SYS_DEV = Path("/sys/dev/block")
 _SYS_BLOCK = Path("/sys/block")
 
-#: Tracers that need no requests.
-_COUNTERS_ONLY = ("none", "diskstats")
-
 _NVME_HEAD = re.compile(r"nvme\d+n\d+")
 _IN_MEMORY = re.compile(r"(zram|ram)\d+")
 
@@ -194,19 +191,19 @@ def _slaves(disk: Path) -> list[str]:
     return [(s / "dev").read_text().strip() for s in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
-def check_traceable(devices: Devices, tracer: str) -> None:
-    """Raise TracerError where `tracer` records requests and a device has none: it takes I/O as it comes (bios).
+def check_traceable(devices: Devices) -> None:
+    """Raise TracerError where a device has no requests that could be recorded: it takes I/O as it comes (bios).
 
     So do zram, pmem and brd, and the head of an NVMe drive under native multipath, whose requests belong to hidden
     devices, one for each path (drivers/nvme/host/multipath.c).
     """
     bare = [d.name for d in devices if not (_SYS_BLOCK / d.name / "mq").is_dir()]
-    if not bare or tracer in _COUNTERS_ONLY:
+    if not bare:
         return
-    text = f"trace.tracer: {bare[0]} makes no block requests that {tracer} could record"
+    text = f"trace.tracer: {bare[0]} makes no block requests that could be recorded"
     if _NVME_HEAD.fullmatch(bare[0]):
-        raise TracerError(f"{text}: it is a multipath NVMe device; boot with nvme_core.multipath=N, or set tracer=none")
-    raise TracerError(f"{text}; set trace.tracer=none to count its bytes")
+        text += " (a multipath NVMe device; boot with nvme_core.multipath=N)"
+    raise TracerError(f"{text}; set trace.tracer=diskstats to count its bytes")
 
 
 def drive_model(drive: str) -> str:

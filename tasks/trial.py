@@ -24,6 +24,7 @@ from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id, check_traceable
 from tasks.errors import StorageError, TaskError, TracerError
+from tasks.extents import Watch
 from tasks.jobs.free_space import is_full
 from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
@@ -111,6 +112,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "tracer": None,
         "stacks": None,
         "sampler": None,
+        "extents": None,
         "clock": None,
         "verdict": None,
         "bytes": {"expected": None, "traced": None, "counted": None},
@@ -191,18 +193,21 @@ class _Trial:
         self._record["command"] = job.argv
         self._record["node"]["packages"] = self._packages
         trace = trace_of(self._spec.config)
-        check_traceable(found.devices, trace.tracer)
+        of_requests = trace.tracer in tracers.OF_REQUESTS
+        if of_requests:
+            check_traceable(found.devices)
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
         self._record["tracer"] = tracer.facts
         if trace.stacks:
             self._stacks = Stacks(found.devices, self._lease, self._environment)
         sampler = Sampler(found.devices, trace.sample_interval_ms)
+        watch = Watch(found, self._workload.role, wanted=of_requests)
         self._announce(f"starting tracer {trace.tracer}")
         seen: _Observed | None = None
         try:
             stacks = self._stacks.recording() if self._stacks else nullcontext()
             with tracer.recording(), stacks, self._bystanders.watched():
-                seen = self._observe(found, job, sampler)
+                seen = self._observe(found, job, sampler, watch)
         except TracerError:
             if seen is not None:  # what the job itself measured outlives its tracer
                 self._keep(job, seen, sampler)
@@ -210,6 +215,8 @@ class _Trial:
         self._announce("reading the trace")
         report = self._keep(job, seen, sampler)
         capture = tracer.write(seen.window, self._spool / "requests.parquet")
+        watch.write(self._spool / "extents.parquet", self._provenance)
+        self._record["extents"] = watch.facts
         self._judge(report, seen, capture)
 
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
@@ -226,13 +233,13 @@ class _Trial:
         self._record["bytes"]["counted"] = seen.counted
         return report
 
-    def _observe(self, found: Volume, job: Job, sampler: Sampler) -> _Observed:
+    def _observe(self, found: Volume, job: Job, sampler: Sampler, watch: Watch) -> _Observed:
         """Run the job between two readings of the device's counters, with nothing in flight at either."""
         flush(found.offload_dir)
         before = found.devices.settle()
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
-        with sampler.sampling():
+        with sampler.sampling(), watch.watching():
             with self._memory_limit() as limit, sampler.watching(limit):
                 trouble, process_span = self._run_job(job, found.offload_dir, limit)
                 if limit:

@@ -43,6 +43,9 @@ class Workload:
         argv = [part.replace("{offload_dir}", str(offload_dir)) for part in self._config.argv]
         return Job("pattern", argv or [sys.executable, str(JOB), str(path)])
 
+    def role(self, path):
+        return "file"
+
     def expected(self, spans):
         moved = {"store": 0, "load": 0}
         for span in spans:

@@ -32,9 +32,12 @@ FIGURES = {
     "sizes": "analysis.figures.sizes",
     "flamegraph": "analysis.figures.flamegraph",
     "pressure": "analysis.figures.pressure",
+    "roles": "analysis.figures.roles",
 }
 #: Drawn for every trial, whatever a sweep asks for.
 ALWAYS = ("bandwidth", "sizes")
+#: Drawn too where a trial of the run has this table.
+WITH_TABLE = {"roles": "extents"}
 FORMATS = ("html", "svg", "pdf", "png")
 
 

@@ -29,6 +29,16 @@ PHASES = {
     "prefill": PURPLE,
     "decode": GREEN,
     "drain": "#6b7280",
+}  #: What offload files hold, and what else a filesystem writes.
+ROLES = {
+    "weights": BLUE,
+    "kv": ORANGE,
+    "activations": PURPLE,
+    "tensor": SKY,
+    "file": GREEN,
+    "journal": VERMILLION,
+    "metadata": "#8c959f",
+    "other": BLACK,
 }
 SPARE = (PURPLE, GREEN, YELLOW, BLUE, VERMILLION, ORANGE, SKY)
 
@@ -152,6 +162,13 @@ def phase_colours(names: Sequence[str]) -> list[str]:
     spare = [colour for colour in SPARE if colour not in {PHASES.get(name) for name in names}]
     others = [name for name in names if name not in PHASES]
     return [PHASES.get(name) or spare[others.index(name) % len(spare)] for name in names]
+
+
+def role_colours(names: Sequence[str]) -> list[str]:
+    """Return a colour for each role; one that a workload made up gets a spare one."""
+    others = [name for name in names if name not in ROLES]
+    spare = [colour for colour in (YELLOW, *SPARE) if colour not in {ROLES.get(name) for name in names}]
+    return [ROLES.get(name) or spare[others.index(name) % len(spare)] for name in names]
 
 
 def named(title: str, trial: Trial) -> str:

@@ -58,7 +58,7 @@ class Engine:
             import flexgen_without_cuda
 
             flexgen_without_cuda.install()
-        from flexgen import flex_opt, opt_config, timer
+        from flexgen import flex_opt, opt_config, pytorch_backend, timer
 
         self._job, self._flex_opt = job, flex_opt
         self.sequences = job["batch_size"] * job["num_batches"]
@@ -67,7 +67,8 @@ class Engine:
         self._timer = timer.timers.timers["generate"] = _listening(timer._Timer, phases)
         flex_opt.get_opt_config = lambda name: self.config
         flex_opt.AutoTokenizer = Tokenizer(prompts(job))
-        flex_opt.OptLM = self._keeping_tokens(flex_opt.OptLM)
+        names = Names(pytorch_backend.TorchTensor)
+        flex_opt.OptLM = self._keeping_tokens(_telling_files(flex_opt.OptLM, names))
 
     def run(self) -> None:
         """Run the benchmark as its own command line does."""
@@ -94,6 +95,27 @@ class Engine:
                 return engine.tokens
 
         return Model
+
+
+class Names:
+    """FlexGen's names of tensors, which are those of their files, with what the tensor holds in front."""
+
+    def __init__(self, tensor: Any) -> None:
+        """Name the tensors of the class `tensor`; what is put on disk begins as weights."""
+        self.role = "weights"
+        numbered = tensor.next_name
+        tensor.next_name = lambda: f"{self.role}_{numbered()}"
+
+
+def _telling_files(model: Any, names: Names) -> Any:
+    """Return the model, the files of its KV cache named as such."""
+
+    class Model(model):  # type: ignore[misc]
+        def init_cache(self, *args: Any) -> None:
+            names.role = "kv"
+            super().init_cache(*args)
+
+    return Model
 
 
 def _config(shape: dict[str, int], config: Any) -> Any:

@@ -20,6 +20,9 @@ WORKLOADS = {
     "command": "tasks.workloads.command",
 }
 
+#: What offload files hold, in the words that figures and tables know.
+ROLES = ("weights", "kv", "activations", "tensor", "file")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -85,6 +88,13 @@ class Workload(Protocol):
 
     def job(self, folder: Path, offload_dir: Path, seed: int) -> Job:
         """Return the child process; files it needs may be written to `folder`."""
+        ...
+
+    def role(self, path: str) -> str:
+        """Return what a file holds (`weights`, `kv`, `tensor`, ...) by its path within the offload directory.
+
+        One of ROLES where it fits; a word of the workload's own otherwise.
+        """
         ...
 
     def expected(self, spans: Sequence[Span]) -> dict[str, int] | None:

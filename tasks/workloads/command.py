@@ -94,6 +94,10 @@ class Workload:
         env = {name: _filled(str(text), values) for name, text in self._config.env.items()}
         return Job("command", argv, env)
 
+    def role(self, path: str) -> str:
+        """Return that a file is a file: what the program keeps in it is its own."""
+        return "file"
+
     def expected(self, spans: Sequence[Span]) -> dict[str, int] | None:
         """Return the least bytes the configuration promises, or None where it promises none."""
         promised = {"read": self._config.expect_read, "write": self._config.expect_write}

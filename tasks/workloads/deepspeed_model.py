@@ -221,6 +221,10 @@ class Workload(Generation):
             "aio": {"block_size": parse_bytes(c.block_size), "intra_op_parallelism": c.parallelism, **aio},
         }
 
+    def role(self, path: str) -> str:
+        """Return that a file holds weights: DeepSpeed puts nothing else on the drive, the KV cache stays in memory."""
+        return "weights"
+
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
         """Return what the finished phases read and wrote, through direct I/O.
 

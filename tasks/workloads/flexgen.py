@@ -204,6 +204,11 @@ class Workload(Generation):
         name = hashlib.sha256(repr((str(folder), found)).encode()).hexdigest()[:16]
         return state_dir() / "flexgen-weights" / name
 
+    def role(self, path: str) -> str:
+        """Return what the job's script put in front of the name that FlexGen chose (tasks/jobs/flexgen_generate.py)."""
+        role = path.partition("_")[0]
+        return role if role in ("weights", "kv") else "file"
+
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
         """Return what the finished passes read from disk without a page cache, and what was put there.
 

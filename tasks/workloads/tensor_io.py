@@ -125,6 +125,10 @@ class Workload:
         """Return the operator built at set-up; None where none is needed, or an environment of its own builds one."""
         return str(async_io.path(name)) if api in self._config.apis and self._config.python is None else None
 
+    def role(self, path: str) -> str:
+        """Return that every file is a tensor."""
+        return "tensor"
+
     def expected(self, spans: Sequence[Span]) -> dict[str, int]:
         """Return the tensor bytes of the finished loads and stores that must reach the device.
 
