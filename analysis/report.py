@@ -164,6 +164,7 @@ def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -
         "provenance": provenance.health_facts(trial),
         "metrics": _flat(trial.section("metrics")),
         "stacks": _stacks(trial),
+        "trouble": trial.record.get("trouble"),
         "command": trial.record.get("command"),
         "logs": [] if trial.state == "valid" else tails(trial.path),
         "figures": [places[one.name] for one in mine if one.figure not in held],

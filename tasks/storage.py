@@ -48,6 +48,12 @@ class Volume:
         """Return the drives that requests end on."""
         return device.leaf_drives(*(d.dev for d in self.devices))
 
+    def beneath(self) -> Devices | None:
+        """Return the drives under the traced devices, or None where these are drives themselves."""
+        names = () if self.drive_facts()["ram_backed"] else self.drives()
+        below = [Device.of_name(name) for name in names if name not in {d.name for d in self.devices}]
+        return Devices(tuple(below)) if below else None
+
     def drive_facts(self) -> dict[str, Any]:
         """Return the drive that requests end on; an image in memory is its own."""
         if self.facts.get("backing") == Backing.tmpfs.name:

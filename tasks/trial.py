@@ -46,6 +46,9 @@ _POLL_S = 0.25
 #: Other processes may move this share of all bytes on the traced device before the trial is invalid.
 _OTHERS_SHARE = 0.01
 
+#: What others move on the drive beneath an image is told from this share of the trial's own bytes on, and this much.
+_BENEATH_SHARE, _BENEATH_BYTES = 0.05, 64 << 20
+
 
 def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, Any]:
     """Run one trial and return its record (`trial.json`); its files lie in `spool_of(lease)`.
@@ -236,7 +239,8 @@ class _Trial:
     def _observe(self, found: Volume, job: Job, sampler: Sampler, watch: Watch) -> _Observed:
         """Run the job between two readings of the device's counters, with nothing in flight at either."""
         flush(found.offload_dir)
-        before = found.devices.settle()
+        before, beneath = found.devices.settle(), found.beneath()
+        drive_before = beneath.counters() if beneath else None
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
         with sampler.sampling(), watch.watching():
@@ -255,7 +259,18 @@ class _Trial:
             after = found.devices.counters()
             doubts.append(str(e))
         window = Window(begin_ns, time.monotonic_ns())
+        if beneath and drive_before:
+            self._tell_others(beneath.name, beneath.counters().since(drive_before), after.since(before))
         return _Observed(window, after.since(before), trouble, doubts, memory, [process_span, drain])
+
+    def _tell_others(self, drive: str, moved: dict[str, int], own: dict[str, int]) -> None:
+        """Record what was moved on the drive beneath, and tell of it where others used that drive meanwhile."""
+        self._record["device"]["drive_moved_bytes"] = moved
+        others = sum(max(0, moved[op] - own[op]) for op in ("read", "write"))
+        if others > max(_BENEATH_BYTES, _BENEATH_SHARE * sum(own.values())):
+            names = listed(self._bystanders.busiest()) or "no process by name"
+            text = f"others moved {format_bytes(others)} on {drive}, the drive beneath, meanwhile ({names})"
+            _add_trouble(self._record, text)
 
     def _judge(self, report: phases.Report, seen: _Observed, capture: Capture) -> None:
         """Fill in the three byte counts and the verdict."""

@@ -72,6 +72,39 @@ def test_another_reader_of_the_device_is_named_and_makes_the_trial_invalid(run_h
     assert f"other processes moved 200 MiB on the traced device: {name} 200 MiB" in record["verdict"]["reasons"]
 
 
+WRITER = """
+import mmap, os, sys, time
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+page = mmap.mmap(-1, 1 << 20)
+for n in range(200):
+    os.pwritev(fd, [page], n % 32 << 20)
+    time.sleep(0.015)
+"""
+
+
+@pytest.mark.root
+def test_a_writer_on_the_drive_beneath_the_image_is_told_of(run_here, state: Path) -> None:
+    def announce(text: str) -> None:
+        if text.startswith("starting tracer"):
+            thread.start()
+
+    def write_meanwhile() -> None:
+        time.sleep(1.5)
+        subprocess.run([sys.executable, "-c", WRITER, state / "noise"], check=True)
+
+    thread = threading.Thread(target=write_meanwhile)
+    config = trial_config(backing="disk", workload={"kind": "command", "argv": ["sh", "-c", QUIET_JOB]})
+    record, _ = run_here(config, announce)
+    thread.join()
+    assert record["verdict"]["state"] == "valid", record["verdict"]
+    assert record["device"]["drive_moved_bytes"]["write"] >= 200 << 20
+    assert "on vda, the drive beneath, meanwhile" in record["trouble"].replace(record["device"]["drive"], "vda")
+    assert "python" in record["trouble"]
+
+
+QUIET_JOB = "dd if=/dev/zero of=file bs=1M count=1 oflag=direct; sleep 6"
+
+
 @pytest.mark.root
 def test_a_trial_by_itself_has_no_bystanders(run_here) -> None:
     pattern = [(i % 64 * 65536, 65536) for i in range(40)]
