@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import ceiling
 from analysis.attribution import DATA, attribute
 from analysis.errors import AnalysisError, CannotDraw
 from analysis.run import Trial, load_trial
@@ -60,7 +61,8 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
 
     Requests belong to the phase in which they were issued. Times are monotonic ns, latencies (issue to
     completion) µs, bandwidth GiB/s of the phase's own bytes. What was not measured is None. The first row has what
-    the node and the engine measured too, and what was traced from the first prefill to the last decode step.
+    the node and the engine measured too, and what was traced from the first prefill to the last decode step. Shares are
+    of what fio reached on the same storage (`analysis.ceiling`).
     """
     trial = load_trial(trial_dir)
     told = phases(trial_dir)
@@ -76,7 +78,11 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     *traced, generated = _traced(trial, spans)
     whole["generation_s"] = _seconds(*generation)
     whole |= {f"generation_{op}_bytes": generated[f"traced_{op}_bytes"] for op in DATA}
-    return [row | own for row, own in zip(rows, traced, strict=True)]
+    top = ceiling.ceiling_of(trial)
+    reached = ceiling.shares(generated | {"duration_s": whole["generation_s"]}, top)
+    whole |= {f"generation_{name}": value for name, value in reached.items()}
+    joined = [row | own for row, own in zip(rows, traced, strict=True)]
+    return [row | ceiling.columns(top, row is joined[0]) | ceiling.shares(row, top) for row in joined]
 
 
 def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.DataFrame:

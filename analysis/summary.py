@@ -15,7 +15,7 @@ from analysis.metrics import summarise
 from analysis.run import Run, load_run
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -48,6 +48,15 @@ _COLUMNS = {
     "generation_s": pa.float64(),
     "generation_read_bytes": pa.int64(),
     "generation_write_bytes": pa.int64(),
+    "ceiling_read_gib_s": pa.float64(),
+    "ceiling_write_gib_s": pa.float64(),
+    "ceiling_random_read_gib_s": pa.float64(),
+    "ceiling_random_write_gib_s": pa.float64(),
+    "ceiling_first_write_gib_s": pa.float64(),
+    "read_ceiling_share": pa.float64(),
+    "write_ceiling_share": pa.float64(),
+    "generation_read_ceiling_share": pa.float64(),
+    "generation_write_ceiling_share": pa.float64(),
 }
 _LEADING = 5
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import async_io, cgroup
+from tasks import async_io, cgroup, fio
 from tasks.device import leaf_drives
 from tasks.mounts import device_number, mount_of, mounts
 from tasks.spec import FILESYSTEMS
@@ -176,6 +176,7 @@ def _obstacles() -> dict[str, str | None]:
         else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
         "engine:gds": async_io.gds_obstacle(),
         "memory_limit": cgroup.obstacle(),
+        "tool:fio": fio.obstacle(),
         "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
     }
     for fs in FILESYSTEMS:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import interpreter, machine, phases, tracers, workloads
+from tasks import ceiling, cost, interpreter, machine, phases, tracers, workloads
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id
 from tasks.errors import StorageError, TaskError, TracerError
@@ -102,6 +102,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "node": {},
         "device": None,
         "storage": None,
+        "ceiling": None,
         "tracer": None,
         "clock": None,
         "verdict": None,
@@ -174,12 +175,15 @@ class _Trial:
         }
 
     def _measure(self, found: Volume) -> None:
+        beside = (self._spec.config, found, self._lease, self._environment, self._announce)
+        self._record["ceiling"] = ceiling.beside(*beside)
+        tracer_cost = cost.beside(*beside)
         job = self._workload.job(self._spool, found.offload_dir, self._spec.repeat)
         self._record["command"] = job.argv
         self._record["node"]["packages"] = self._packages
         trace = trace_of(self._spec.config)
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
-        self._record["tracer"] = tracer.facts
+        self._record["tracer"] = tracer.facts | tracer_cost
         sampler = Sampler(found.devices, trace.sample_interval_ms)
         self._announce(f"starting tracer {trace.tracer}")
         seen: _Observed | None = None

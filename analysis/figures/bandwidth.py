@@ -8,7 +8,8 @@ import altair as alt
 import polars as pl
 
 from analysis import metrics
-from analysis.figures import theme
+from analysis.ceiling import ceiling_of
+from analysis.figures import rules, theme
 from analysis.figures.panel import Panel, per_trial
 from analysis.figures.timeline import Timeline, stacked, timelines
 from analysis.run import Run
@@ -51,7 +52,7 @@ def writes_alone(line: Timeline, labelled: bool) -> alt.LayerChart:
 
 
 def described(line: Timeline) -> str:
-    """Return what was counted, where and by what, in a sentence."""
+    """Return what was counted, where and by what, and the ceiling, in a few sentences."""
     path = metrics.requests_path(line.trial.path)
     when = "completed" if time_column(path) == "complete_ns" else "issued (completion was not recorded)"
     totals = {row["op"]: row["bytes"] for row in line.moved.group_by("op").agg(pl.col("bytes").sum()).to_dicts()}
@@ -60,8 +61,9 @@ def described(line: Timeline) -> str:
     loss = "lost events unknown" if lost is None else f"{count_text(lost, 'event')} lost"
     return (
         f"Bytes {when} in bins of {nanoseconds_text(line.bin_ns)}: {bytes_text(totals.get('read', 0))} read, "
-        f"{bytes_text(totals.get('write', 0))} written; {place}, tracer {line.trial.tracer}, {loss}."
-    )
+        f"{bytes_text(totals.get('write', 0))} written; {place}, tracer {line.trial.tracer}, {loss}. "
+        + rules.described(ceiling_of(line.trial), max(line.top.values()))
+    ).rstrip()
 
 
 def _lines(
@@ -69,7 +71,9 @@ def _lines(
 ) -> alt.LayerChart:
     name, factor = unit
     alone = operations[0].capitalize() if len(operations) == 1 else "Bandwidth"
-    scale = alt.Scale(domain=[0, top * factor or 1.0], nice=True)
+    ceilings = [ceiling.gib_s[op] for ceiling in line.ceilings for op in operations]
+    scale = alt.Scale(domain=[0, rules.top(top, ceilings) * factor or 1.0], nice=True)
+    dashed = rules.layers(rules.shown(top, ceiling_of(line.trial), operations), factor, scale)
     values = _values(line, operations, factor)
     base = alt.Chart(alt.InlineData(values=values)).encode(x=line.x(labelled))
     colours = [theme.OPERATIONS[op] for op in operations]
@@ -92,7 +96,7 @@ def _lines(
         )
         .add_params(hover)
     )
-    layers = alt.LayerChart(layer=[area.encode(color=colour), drawn.encode(color=colour, y=y), rule])
+    layers = alt.LayerChart(layer=[area.encode(color=colour), drawn.encode(color=colour, y=y), *dashed, rule])
     return layers.properties(width=theme.WIDTH)
 
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from analysis import metrics
 from analysis.attribution import DATA
+from analysis.ceiling import Ceiling, ceiling_of
 from analysis.figures import theme
 from analysis.figures.panel import Tried
 from analysis.figures.spans import merged, strip_rows
@@ -29,7 +30,8 @@ _COMPARABLE = 3
 class Timeline:
     """The bandwidth of one trial over time, and the axes on which it compares with the trials drawn beside it.
 
-    `seconds` is where the time axis ends, `top` the end of a bandwidth axis by operation, in GiB/s.
+    `seconds` is where the time axis ends, `top` the most that any of them moved, by operation, in GiB/s, and `ceilings`
+    what fio reached on the storage of each.
     """
 
     trial: Trial
@@ -39,6 +41,7 @@ class Timeline:
     moved: pl.DataFrame
     seconds: float
     top: Mapping[str, float]
+    ceilings: Sequence[Ceiling]
 
     def x(self, labelled: bool, field: str = "begin_s") -> alt.X:
         """Return the time axis for a field in seconds since the traced window began."""
@@ -55,11 +58,12 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
     width = metrics.round_bin(max(lengths.all(), default=1))
     moved = Tried(trials, lambda trial: metrics.bandwidth_over_time(trial.path, width))
     top = {op: max([_top(frame, op) for frame in moved.all()], default=0.0) for op in DATA}
+    ceilings = [ceiling for trial in trials if (ceiling := ceiling_of(trial)) is not None]
     shared = _shared(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
 
     def timeline(trial: Trial) -> Timeline:
         seconds = max(lengths.of(trial), shared) / NS_PER_S
-        return Timeline(trial, *extents.of(trial), width, moved.of(trial), seconds, top)
+        return Timeline(trial, *extents.of(trial), width, moved.of(trial), seconds, top, ceilings)
 
     return Tried(trials, timeline)
 
