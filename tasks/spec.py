@@ -71,7 +71,7 @@ class Trace:
     buffer_size: int | str = key("4MiB", "memory per CPU between the kernel and the tracer")
     sample_interval_ms: int = key(200, "interval of CPU, memory and device samples")
     measure_cost: bool = key(
-        False, "before the trial, the same fio job untraced and traced in turn on its storage: half a minute, needs fio"
+        False, "before the trial, the same fio job untraced and traced in turn on its storage: a minute, needs fio"
     )
 
 
