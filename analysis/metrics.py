@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import samples
+from analysis import ceiling, samples
 from analysis.attribution import DATA, attribute
 from analysis.errors import AnalysisError, CannotDraw
 from analysis.roles import owners, role_bytes
@@ -66,7 +66,8 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     Requests belong to the phase in which they were issued. Times are monotonic ns, latencies (issue to
     completion) µs, bandwidth GiB/s of the phase's own bytes. What was not measured is None. The first row has what
     the node and the engine measured too, and what was traced from the first prefill to the last decode step. Where the
-    trial knows which file lay where, there are columns such as `role.kv_read_bytes` for the roles that occur.
+    trial knows which file lay where, there are columns such as `role.kv_read_bytes` for the roles that occur. Shares
+    are of what fio reached on the same storage (`analysis.ceiling`).
     """
     trial = load_trial(trial_dir)
     told = phases(trial_dir)
@@ -82,8 +83,12 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     *traced, generated = _traced(trial, spans)
     whole["generation_s"] = _seconds(*generation)
     whole |= {f"generation_{op}_bytes": generated[f"traced_{op}_bytes"] for op in DATA}
+    top = ceiling.ceiling_of(trial)
+    reached = ceiling.shares(generated | {"duration_s": whole["generation_s"]}, top)
+    whole |= {f"generation_{name}": value for name, value in reached.items()}
     roles = _roles(trial, spans[:-1])
-    return [row | own | held for row, own, held in zip(rows, traced, roles, strict=True)]
+    joined = [row | own | held for row, own, held in zip(rows, traced, roles, strict=True)]
+    return [row | ceiling.columns(top, row is joined[0]) | ceiling.shares(row, top) for row in joined]
 
 
 def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.DataFrame:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from analysis import provenance, stacks, vega
+from analysis import ceiling, provenance, stacks, vega
 from analysis.figures.roles import label as role_label
 from analysis.figures.theme import ALARM, INK
 from analysis.files import write_bytes
 from analysis.logs import tails
-from analysis.metrics import WHOLE
 from analysis.run import STATES, TRIPLE, Run, Trial
 from analysis.summary import read_summary
 from analysis.units import (
@@ -84,19 +83,20 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
     charts = [_figure(one) for one in drawn]
     roles = _roles(run)
     places = {one.name: chart for one, chart in zip(drawn, charts, strict=True)}
+    rows = _summary_rows(run)
     return environment.get_template("report.html.j2").render(
         run=run,
         facts=_facts(run),
         tally=_tally(run),
         states=(*STATES, "missing"),
         signs=_SIGNS,
-        trials=[_trial(trial, drawn, places) for trial in run.published],
+        trials=[_trial(trial, drawn, places, rows[trial.slug]) for trial in run.published],
         nodes=[_node(node, packages) for node, packages in _nodes(run)],
         settings_rows=[row for node, _ in _nodes(run) if (row := provenance.settings(node))],
         drive_rows=provenance.drive_rows(run),
-        device_rows=_device_rows(run),
+        device_rows=_device_rows(run, rows),
         roles=roles,
-        role_rows=_role_rows(run, roles),
+        role_rows=_role_rows(run, rows, roles),
         role_label=role_label,
         engine_columns=_ENGINE,
         engine_rows=_engine_rows(run),
@@ -146,7 +146,9 @@ def _tally(run: Run) -> dict[str, int]:
     return {state: states.count(state) for state in STATES} | {"missing": len(run.missing)}
 
 
-def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -> dict[str, Any]:
+def _trial(
+    trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     tracer = trial.section("tracer")
     mine = [one for one in drawn if one.trial == trial.slug]
     held = {name for one in mine for name in one.holds}
@@ -166,6 +168,7 @@ def _trial(trial: Trial, drawn: Sequence[Drawn], places: Mapping[str, Figure]) -
         "stacks": _stacks(trial),
         "trouble": trial.record.get("trouble"),
         "command": trial.record.get("command"),
+        "notes": [*ceiling.described(trial, rows[1:]), *ceiling.cost_described(trial)],
         "logs": [] if trial.state == "valid" else tails(trial.path),
         "figures": [places[one.name] for one in mine if one.figure not in held],
     }
@@ -199,17 +202,22 @@ def _device(trial: Trial) -> str:
     return f"{device['name']}{beneath}{' (RAM-backed)' if device.get('ram_backed') else ''}"
 
 
-def _device_rows(run: Run) -> list[dict[str, Any]]:
+def _summary_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the summary by trial: that of the whole window, then those of the measured phases."""
+    rows: dict[str, list[dict[str, Any]]] = {trial.slug: [] for trial in run.published}
+    for row in read_summary(run).to_dicts() if rows else ():
+        rows[row["slug"]].append(row)
+    return rows
+
+
+def _device_rows(run: Run, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Return what the device did in each trial's traced window, a row for reads and one for writes."""
-    if not run.published:
-        return []
-    whole = {row["slug"]: row for row in read_summary(run).to_dicts() if row["phase"] == WHOLE}
-    rows = []
+    found = []
     for trial in run.published:
-        row = whole.get(trial.slug, {})
+        row, *phases = rows[trial.slug]
         for op in ("read", "write"):
             requests, moved = row.get(f"{op}_requests"), row.get(f"traced_{op}_bytes")
-            rows.append(
+            found.append(
                 {
                     "trial": trial,
                     "op": op,
@@ -217,9 +225,23 @@ def _device_rows(run: Run) -> list[dict[str, Any]]:
                     "bytes": moved,
                     "mean": bytes_text(moved / requests) if requests and moved is not None else None,
                     "latency": [latency_text(row.get(f"{op}_d2c_{name}_us")) for name in ("p50", "p99", "max")],
+                    "ceiling": _against_ceiling(trial, op, row, phases),
                 }
             )
-    return rows
+    return found
+
+
+def _against_ceiling(trial: Trial, op: str, row: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the ceiling of an operation, the share of it that the whole window reached, and the busiest phase's."""
+    top = ceiling.ceiling_of(trial)
+    if top is None:
+        return [UNKNOWN] * 3
+    best = ceiling.busiest(phases, op, top)
+    return [
+        f"{number_text(top.gib_s[op])} GiB/s",
+        ceiling.percent(row.get(f"{op}_ceiling_share")),
+        UNKNOWN if best is None else f"{ceiling.percent(best[1])} ({best[0]})",
+    ]
 
 
 def _roles(run: Run) -> list[str]:
@@ -228,19 +250,16 @@ def _roles(run: Run) -> list[str]:
     return list(dict.fromkeys(found[1] for name in names if (found := _ROLE.fullmatch(name))))
 
 
-def _role_rows(run: Run, roles: Sequence[str]) -> list[dict[str, Any]]:
+def _role_rows(run: Run, rows: Mapping[str, Sequence[Mapping[str, Any]]], roles: Sequence[str]) -> list[dict[str, Any]]:
     """Return the bytes by role of each trial that knows them, a row for reads and one for writes."""
-    whole = [row for row in read_summary(run).to_dicts() if row["phase"] == WHOLE] if roles else []
-    trials = {trial.slug: trial for trial in run.published}
-    rows = []
-    for row in whole:
+    found = []
+    for trial in run.published:
         for op in ("read", "write"):
-            moved = {role: row.get(f"role.{role}_{op}_bytes") for role in roles}
+            moved = {role: rows[trial.slug][0].get(f"role.{role}_{op}_bytes") for role in roles}
             known = [count for count in moved.values() if count is not None]
             if known:
-                total = sum(known)
-                rows.append({"trial": trials[row["slug"]], "op": op, "bytes": moved, "total": total})
-    return rows
+                found.append({"trial": trial, "op": op, "bytes": moved, "total": sum(known)})
+    return found
 
 
 def _engine_rows(run: Run) -> list[dict[str, Any]]:

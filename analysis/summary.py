@@ -48,6 +48,15 @@ _COLUMNS = {
     "generation_s": pa.float64(),
     "generation_read_bytes": pa.int64(),
     "generation_write_bytes": pa.int64(),
+    "ceiling_read_gib_s": pa.float64(),
+    "ceiling_write_gib_s": pa.float64(),
+    "ceiling_random_read_gib_s": pa.float64(),
+    "ceiling_random_write_gib_s": pa.float64(),
+    "ceiling_first_write_gib_s": pa.float64(),
+    "read_ceiling_share": pa.float64(),
+    "write_ceiling_share": pa.float64(),
+    "generation_read_ceiling_share": pa.float64(),
+    "generation_write_ceiling_share": pa.float64(),
 }
 _LEADING = 5
 

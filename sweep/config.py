@@ -23,6 +23,7 @@ from tasks.spec import (
     FILESYSTEMS,
     SMALLEST_IMAGE_BYTES,
     Backing,
+    Ceiling,
     Limits,
     QueueLimits,
     Storage,
@@ -36,6 +37,9 @@ from tasks.units import format_bytes, parse_bytes
 
 #: Part of an image that filesystems keep for themselves, in bytes, beside 6 % of it: journals, inode tables.
 _FILESYSTEM_BYTES = 80 << 20
+
+#: Requests past the page cache are whole logical blocks; those of most drives are this long.
+_DIRECT_BYTES = 512
 
 #: More repeats than this are a slip of the hand.
 _MOST_REPEATS = 10_000
@@ -57,6 +61,9 @@ _AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)grid\.(.+)")
 #: Keys of the whole sweep, which one scenario cannot have.
 _OF_THE_WHOLE = ("name", "description", "figures", "extends", "scenarios", "scale", "scales")
 
+#: Sections of a trial's configuration beside its workload.
+_SECTIONS = ("storage", "trace", "ceiling", "limits")
+
 #: Word of a trial's id that names its scenario.
 SCENARIO = "scenario"
 
@@ -70,6 +77,7 @@ class Definition:
     workload: dict[str, Any] = key(dict, "kind: which job a trial executes; the other keys are that job's own")
     storage: Storage = key(Storage, "the filesystem under test")
     trace: Trace = key(Trace, "how requests are recorded")
+    ceiling: Ceiling = key(Ceiling, "what fio reaches on the same storage")
     limits: Limits = key(Limits, "when a trial is stopped")
     grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
     scenarios: dict[str, Any] = key(
@@ -565,7 +573,7 @@ def _checked_trial(source: str, value: dict[str, Any]) -> dict[str, Any]:
     """Return one cell's configuration with every default filled in; raise ConfigError where it makes no sense."""
     kind = _workload_kind(source, value)
     resolved = _resolved(source, value)
-    config = {k: v for k, v in _typed(source, Definition, resolved, "").items() if k in ("storage", "trace", "limits")}
+    config = {k: v for k, v in _typed(source, Definition, resolved, "").items() if k in _SECTIONS}
     cls = workloads.load(kind)
     own = {k: v for k, v in resolved["workload"].items() if k != "kind"}
     config["workload"] = {"kind": kind, **_typed(source, cls.Config, own, "workload.")}
@@ -573,6 +581,7 @@ def _checked_trial(source: str, value: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(source, f"workload.{problem.key}", problem.text)
     _check_storage(source, config)
     _check_trace(source, config["trace"])
+    _check_ceiling(source, config["ceiling"])
     _check_limits(source, config["limits"])
     return config
 
@@ -680,6 +689,19 @@ def _check_trace(source: str, trace: Mapping[str, Any]) -> None:
             raise ConfigError(source, f"trace.{name}", str(e)) from None
 
 
+def _check_ceiling(source: str, ceiling: Mapping[str, Any]) -> None:
+    for name, least in (("depth", 1), ("jobs", 1), ("seconds", 1), ("max_age_hours", 0)):
+        if ceiling[name] < least:
+            raise ConfigError(source, f"ceiling.{name}", f"must be {least} or more, not {ceiling[name]}")
+    for name in ("block_size", "file_size"):
+        try:
+            size = parse_bytes(ceiling[name])
+            if name == "block_size" and size % _DIRECT_BYTES:
+                raise ValueError(f"{format_bytes(size)} is not a multiple of {_DIRECT_BYTES} B, as direct I/O needs it")
+        except ValueError as e:
+            raise ConfigError(source, f"ceiling.{name}", str(e)) from None
+
+
 def _typed(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Return `values` checked against the dataclass `cls`, defaults filled in, enums by name."""
     _check_shape(source, cls, values, prefix)
@@ -747,7 +769,7 @@ def _fits(value: Any, expected: Any) -> bool:
     if isinstance(value, float) and expected == int | str:
         return False
     kinds = get_args(expected) or (expected,)
-    return (bool in kinds) if isinstance(value, bool) else (isinstance(value, str) or expected is not bool)
+    return (bool in kinds) if isinstance(value, bool) else (isinstance(value, str) or bool not in kinds)
 
 
 def as_yaml(sweep: Sweep) -> str:
@@ -773,7 +795,7 @@ def _cells_of(sweep: Sweep) -> dict[str, Any]:
     own = {k: v for k, v in base["workload"].items() if k != "kind"}
     value["workload"] = {"kind": kind, **_typed(sweep.source, workloads.load(kind).Config, own, "workload.")}
     sections = _typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
-    value |= {name: sections[name] for name in ("storage", "trace", "limits")}
+    value |= {name: sections[name] for name in _SECTIONS}
     value["grid"] = {axis.path: list(axis.values) for axis in sweep.axes}
     value["repeats"] = sweep.repeats
     return value
@@ -812,6 +834,7 @@ def _type_name(expected: Any) -> str:
         return "one of " + ", ".join(m.name for m in expected)
     names: dict[Any, str] = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
     names |= {int | str: "a size such as 64MiB", int | None: "a whole number or null", str | None: "text or null"}
+    names |= {bool | None: "true, false or null"}
     return names.get(expected) or str(expected).replace("typing.", "")
 
 

@@ -71,6 +71,10 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
         found["root"] = "storage.queue"
     if config["limits"]["memory"] is not None:
         found["memory_limit"] = "limits.memory"
+    if config["trace"]["measure_cost"]:
+        found["tool:fio"] = "trace.measure_cost"
+    if config["ceiling"]["enabled"]:
+        found["tool:fio"] = "ceiling.enabled"
     if config["trace"]["tracer"] != "auto":
         found[f"tracer:{config['trace']['tracer']}"] = "trace.tracer"
     if config["trace"]["stacks"]:

@@ -12,7 +12,8 @@ class TaskError(Exception):
     ├── NodeConfigError   node.yaml cannot be read (`tasks.node_config`)
     ├── LimitError        a memory limit cannot be set (`tasks.cgroup`)
     ├── InterpreterError  `workload.python` cannot run the job (`tasks.interpreter`)
-    └── AsyncIOError      DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)
+    ├── AsyncIOError      DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)
+    └── FioError          fio is missing, did not run, or said nothing that can be read
     """
 
 
@@ -22,6 +23,10 @@ class StorageError(TaskError):
 
 class TracerError(TaskError):
     """The tracer did not start, or did not say that it was live."""
+
+
+class FioError(TaskError):
+    """fio is missing, did not run, or said nothing that can be read."""
 
 
 class Cancelled(BaseException):

@@ -49,6 +49,7 @@ class Lease:
         self.token = token
         self._owner = owner
         self._held: list[dict[str, Any]] = []
+        self._file = folder / "lease.json"
 
     @classmethod
     def take(cls, token: str, owner: int | None = None) -> Lease:
@@ -92,6 +93,13 @@ class Lease:
             self._held.remove(entry)
             self._write()
 
+    def corner(self, name: str) -> Lease:
+        """Return this lease for one more tracer: what it holds stands here, its folder and token are its own."""
+        corner = Lease(self.folder / name, f"{self.token}-{name}", self._owner)
+        corner._held, corner._file = self._held, self._file
+        corner.folder.mkdir()
+        return corner
+
     def clean(self) -> list[str]:
         """End the attempt's processes, undo what is still held, remove the lease; return what could not be undone."""
         end_processes(self.token)
@@ -112,9 +120,9 @@ class Lease:
             "boot_id": boot_id(),
             "held": self._held,
         }
-        temporary = self.folder / "lease.json.new"
+        temporary = self._file.with_name("lease.json.new")
         temporary.write_text(json.dumps(value))
-        temporary.replace(self.folder / "lease.json")
+        temporary.replace(self._file)
 
 
 def reap() -> list[str]:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import async_io, cgroup, scratch
+from tasks import async_io, cgroup, fio, scratch
 from tasks.device import leaf_drives
 from tasks.discard import can_discard
 from tasks.mounts import device_numbers, mount_of, mounts
@@ -192,6 +192,7 @@ def _obstacles() -> dict[str, str | None]:
         "engine:gds": async_io.gds_obstacle(),
         "memory_limit": cgroup.obstacle(),
         "scratch": _scratch_obstacle(),
+        "tool:fio": fio.obstacle(),
         "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
     }
     for fs in FILESYSTEMS:

@@ -98,6 +98,9 @@ class Trace:
         False,
         "count requests by kernel and user stack, for a flame graph (bpftrace, root); costs bandwidth and latency",
     )
+    measure_cost: bool = key(
+        False, "before the trial, the same fio job untraced and traced in turn on its storage: a minute, needs fio"
+    )
 
 
 @dataclass
@@ -108,6 +111,21 @@ class Limits:
     memory: int | str | None = key(
         None, "memory of the job with its page cache, by cgroup (needs root); null: no limit"
     )
+
+
+@dataclass
+class Ceiling:
+    """What fio reaches on a trial's own storage, measured before it; `docs/ceiling.md`."""
+
+    enabled: bool | None = key(
+        None, "true: measure, and refuse a node without fio; false: leave it out; null: where fio is installed"
+    )
+    block_size: int | str = key("128KiB", "size of fio's requests; the study's drive splits larger ones to this")
+    depth: int = key(32, "requests that each job of fio keeps in flight")
+    jobs: int = key(1, "jobs of fio at once, each on its own part of the file")
+    seconds: int = key(2, "time of each of the four measurements, half of it in each of two rounds")
+    file_size: int | str = key("1GiB", "size of fio's file; half of the free space where that is less")
+    max_age_hours: int = key(24, "a measurement of the same storage older than this is made again; 0: always")
 
 
 @dataclass
@@ -141,6 +159,11 @@ def storage_of(config: dict[str, Any]) -> Storage:
 def trace_of(config: dict[str, Any]) -> Trace:
     """Return the `trace` section of a trial's configuration."""
     return Trace(**config["trace"])
+
+
+def ceiling_of(config: dict[str, Any]) -> Ceiling:
+    """Return the `ceiling` section of a trial's configuration."""
+    return Ceiling(**config["ceiling"])
 
 
 def limits_of(config: dict[str, Any]) -> Limits:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import interpreter, machine, phases, provenance, tracers, workloads
+from tasks import ceiling, cost, interpreter, machine, phases, provenance, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id, check_traceable
@@ -112,6 +112,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "node": {},
         "device": None,
         "storage": None,
+        "ceiling": None,
         "tracer": None,
         "stacks": None,
         "sampler": None,
@@ -192,6 +193,9 @@ class _Trial:
         }
 
     def _measure(self, found: Volume) -> None:
+        beside = (self._spec.config, found, self._lease, self._environment, self._announce)
+        self._record["ceiling"] = ceiling.beside(*beside)
+        tracer_cost = cost.beside(*beside)
         job = self._workload.job(self._spool, found.offload_dir, self._spec.repeat)
         self._record["command"] = job.argv
         self._record["node"]["packages"] = self._packages
@@ -200,7 +204,7 @@ class _Trial:
         if of_requests:
             check_traceable(found.devices)
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
-        self._record["tracer"] = tracer.facts
+        self._record["tracer"] = tracer.facts | tracer_cost
         if trace.stacks:
             self._stacks = Stacks(found.devices, self._lease, self._environment)
         sampler = Sampler(found.devices, trace.sample_interval_ms)

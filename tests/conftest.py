@@ -66,8 +66,8 @@ def trial_config(tracer="ftrace", fs="xfs", backing="tmpfs", workload=None, **ch
     config = {
         "workload": workload or {"kind": "pattern"},
         "storage": storage | changes.pop("storage", {}),
-        "trace": {"tracer": tracer, "buffer_size": "4MiB", "sample_interval_ms": 50, "stacks": False}
-        | changes.pop("trace", {}),
+        "trace": {"tracer": tracer, "buffer_size": "4MiB", "sample_interval_ms": 50} | changes.pop("trace", {}),
+        "ceiling": {"enabled": False} | changes.pop("ceiling", {}),
         "limits": {"time_limit_s": 60, "memory": None} | changes.pop("limits", {}),
     }
     assert not changes

@@ -56,6 +56,11 @@ def test_every_key_has_its_default(file: Any) -> None:
     assert found["storage"]["kind"] == "loop"
     assert set(found["storage"]["queue"].values()) == {None}
     assert found["limits"] == {"time_limit_s": 600, "memory": None}
+    assert (found["ceiling"]["enabled"], found["ceiling"]["block_size"], found["ceiling"]["depth"]) == (
+        None,
+        "128KiB",
+        32,
+    )
     assert ids(sweep) == ["rep=1"]
 
 
@@ -501,7 +506,7 @@ def test_figures_suit_all_cells(file: Any) -> None:
 
 def test_every_key_is_documented() -> None:
     rows = {**dict(config.documented(Definition)), **dict(config.documented(tensor_io.Config, "workload."))}
-    sections = {"storage", "trace", "limits"}
+    sections = {"storage", "trace", "ceiling", "limits"}
     tops = {f.name for f in fields(Definition)} - sections
     assert tops <= set(rows)
     for section in sections:

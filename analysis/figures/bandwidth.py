@@ -8,8 +8,9 @@ import altair as alt
 import polars as pl
 
 from analysis import metrics
+from analysis.ceiling import ceiling_of
 from analysis.errors import CannotDraw
-from analysis.figures import theme
+from analysis.figures import rules, theme
 from analysis.figures.panel import Panel, per_trial
 from analysis.figures.timeline import Timeline, stacked, timelines
 from analysis.run import Run, Trial
@@ -53,7 +54,7 @@ def writes_alone(line: Timeline, labelled: bool) -> alt.LayerChart:
 
 
 def described(line: Timeline) -> str:
-    """Return what was counted, where and by what, in a sentence."""
+    """Return what was counted, where and by what, and the ceiling, in a few sentences."""
     try:
         when = _counted_when(line.trial)
     except CannotDraw as error:
@@ -62,8 +63,9 @@ def described(line: Timeline) -> str:
     place = f"device {line.trial.section('device').get('name') or 'unknown'}"
     return (
         f"Bytes {when} in bins of {nanoseconds_text(line.bin_ns)}: {bytes_text(totals.get('read', 0))} read, "
-        f"{bytes_text(totals.get('write', 0))} written; {place}, tracer {line.trial.tracer}{_loss(line.trial)}."
-    )
+        f"{bytes_text(totals.get('write', 0))} written; {place}, tracer {line.trial.tracer}{_loss(line.trial)}. "
+        + rules.described(ceiling_of(line.trial), max(line.top.values()))
+    ).rstrip()
 
 
 def _counted_when(trial: Trial) -> str:
@@ -88,7 +90,9 @@ def _lines(
 ) -> alt.LayerChart:
     name, factor = unit
     alone = operations[0].capitalize() if len(operations) == 1 else "Bandwidth"
-    scale = alt.Scale(domain=[0, top * factor or 1.0], nice=True)
+    ceilings = [ceiling.gib_s[op] for ceiling in line.ceilings for op in operations]
+    scale = alt.Scale(domain=[0, rules.top(top, ceilings) * factor or 1.0], nice=True)
+    dashed = rules.layers(rules.shown(top, ceiling_of(line.trial), operations), factor, scale)
     values = _values(line, operations, factor)
     base = alt.Chart(alt.InlineData(values=values)).encode(x=line.x(labelled))
     colours = [theme.OPERATIONS[op] for op in operations]
@@ -111,7 +115,7 @@ def _lines(
         )
         .add_params(hover)
     )
-    layers = alt.LayerChart(layer=[area.encode(color=colour), drawn.encode(color=colour, y=y), rule])
+    layers = alt.LayerChart(layer=[area.encode(color=colour), drawn.encode(color=colour, y=y), *dashed, rule])
     return layers.properties(width=theme.WIDTH)
 
 

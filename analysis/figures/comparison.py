@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from analysis.ceiling import percent
 from analysis.errors import AnalysisError
 from analysis.figures import theme
 from analysis.figures.cells import label, left_out, varying
@@ -26,11 +27,15 @@ _FEW = GIB / 10
 
 @dataclass(frozen=True)
 class _Column:
-    """One measure of all trials: its name with unit, its colour, a value by slug (None: not measured)."""
+    """One measure of all trials: its name with unit, its colour, a value by slug (None: not measured).
+
+    `shares` are those of the ceiling, where there is one.
+    """
 
     title: str
     colour: str
     values: dict[str, float | None]
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def chart(run: Run, trials: Sequence[Trial], title: str) -> alt.TopLevelMixin | None:
@@ -64,7 +69,10 @@ def _columns(run: Run, trials: Sequence[Trial]) -> list[_Column]:
         speed = {trial.slug: _speed(whole[trial.slug], op) for trial in trials}
         unit, factor = ("MiB/s", MIB) if max([v or 0 for v in speed.values()], default=0) < _FEW else ("GiB/s", GIB)
         scaled = {slug: None if value is None else value / factor for slug, value in speed.items()}
-        columns.append(_Column(f"{op.capitalize()} ({unit})", colour, scaled))
+        told = {trial.slug: whole[trial.slug][f"generation_{op}_ceiling_share"] for trial in trials}
+        shares = {slug: share for slug, share in told.items() if share is not None}
+        title = f"{op.capitalize()} ({unit}{', % of ceiling' if shares else ''})"
+        columns.append(_Column(title, colour, scaled, shares))
     tokens = {trial.slug: whole[trial.slug].get("metric.tokens_per_s") for trial in trials}
     columns.append(_Column("Generated (tokens/s)", theme.GREEN, tokens))
     columns.append(_Column("GPU utilisation (%)", theme.BLACK, {trial.slug: _gpu(trial) for trial in trials}))
@@ -100,9 +108,11 @@ def _dots(column: _Column, names: dict[str, str], width: int, first: bool) -> al
     for row in rows:
         if own := [float(one["value"]) for one in single if one["cell"] == row]:
             mean = sum(own) / len(own)
-            means.append({"cell": row, "mean": mean, "text": number_text(mean), "end": max(own)})
+            reached = [share for slug, share in column.shares.items() if names[slug] == row]
+            of_ceiling = f" ({percent(sum(reached) / len(reached))})" if len(reached) == len(own) else ""
+            means.append({"cell": row, "mean": mean, "text": number_text(mean) + of_ceiling, "end": max(own)})
     top = max(one["value"] for one in single)
-    scale = alt.Scale(domain=[0, top * 1.3 or 1.0], nice=False)
+    scale = alt.Scale(domain=[0, top * (2.0 if column.shares else 1.3) or 1.0], nice=False)
     axis = alt.Axis(labelLimit=300, ticks=False, domain=False) if first else None
     y = alt.Y("cell:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=axis)
     x = alt.X("mean:Q", title=column.title, scale=scale, axis=alt.Axis(tickCount=4))

@@ -9,13 +9,14 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from analysis.ceiling import ceiling_of, percent
 from analysis.errors import CannotDraw
-from analysis.figures import theme
+from analysis.figures import rules, theme
 from analysis.figures.cells import label, left_out
 from analysis.figures.panel import Panel, ruled_out
 from analysis.run import Run, Trial
 from analysis.summary import read_summary
-from analysis.units import GIB, bytes_text, count_text
+from analysis.units import GIB, bytes_text, count_text, number_text
 from analysis.workload import settings
 
 NAME = "fig2"
@@ -50,12 +51,17 @@ def chart(run: Run) -> alt.TopLevelMixin:
     several = len(devices) > 1
     shape = alt.Shape("device:N", sort=devices, legend=_device_legend() if several else None)
     dash = alt.StrokeDash("device:N", sort=devices, legend=None)
-    scale = alt.Scale(domain=[0, 1.06 * float(means["high"].max())], nice=False)  # type: ignore[arg-type]
+    highest, ceilings = float(means["high"].max()), _ceilings(run, repeats)  # type: ignore[arg-type]
+    top = rules.top(1.06 * highest, [row["gib_s"] for row in ceilings])
+    scale = alt.Scale(domain=[0, top], nice=False)
     y = _bandwidth("gib_s", scale)
-    points = _values(means, repeats)
-    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, color=api)
+    points = alt.InlineData(values=[*_values(means, repeats), *(row for row in ceilings if row["gib_s"] <= top)])
+    base = alt.Chart(points).encode(x=x, color=api)
     mean, one = base.transform_filter("datum.kind == 'mean'"), base.transform_filter("datum.kind == 'repeat'")
+    dashed = alt.Chart(points).transform_filter("datum.kind == 'ceiling'").encode(y=y)
     layers = alt.layer(
+        rules.rule(dashed).encode(color=alt.value(theme.FAINT_INK)),
+        *rules.labels(dashed, _PANEL_WIDTH - 5, -7, alt.value(theme.FAINT_INK)),
         mean.mark_rule(strokeWidth=1.5, opacity=0.8).encode(y=_bandwidth("low", scale), y2="high:Q"),
         mean.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash),
         one.mark_point(size=18, opacity=0.7, filled=False, strokeWidth=1).encode(y=y, shape=shape),
@@ -71,7 +77,7 @@ def chart(run: Run) -> alt.TopLevelMixin:
         column=alt.Column("phase:N", title=None, sort=list(_PHASES.values())),
         spacing=16,
     )
-    return theme.finished(faceted, TITLE, _subtitle(run, repeats))
+    return theme.finished(faceted, TITLE, [*_subtitle(run, repeats), *_against(ceilings, repeats, top)])
 
 
 def bandwidth_per_repeat(run: Run) -> pl.DataFrame:
@@ -105,6 +111,34 @@ def spread(repeats: pl.DataFrame) -> pl.DataFrame:
         value.max().alias("high"),
         pl.len().alias("n"),
         pl.col("loops").sum(),
+    )
+
+
+def _ceilings(run: Run, repeats: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the mean ceiling of each panel over its trials, in GiB/s; none where one of them has none."""
+    trials = {trial.slug: trial for trial in run.published}
+    ops = dict(zip(_PHASES.values(), ("write", "read"), strict=True))
+    found = []
+    for (row, phase), own in repeats.group_by("row", "phase", maintain_order=True):
+        tops = [ceiling_of(trials[slug]) for slug in own["slug"].unique(maintain_order=True)]
+        speeds = [top.gib_s[ops[str(phase)]] for top in tops if top is not None]
+        if len(speeds) == len(tops):
+            mean = sum(speeds) / len(speeds)
+            said = f"fio {ops[str(phase)]}s {number_text(mean)}"
+            found.append({"kind": "ceiling", "row": row, "phase": phase, "gib_s": mean, "said": said})
+    return found
+
+
+def _against(ceilings: list[dict[str, Any]], repeats: pl.DataFrame, top: float) -> list[str]:
+    """Return in words how close the fastest tensor of each panel came to the ceiling, and which are off the axis."""
+    said = []
+    for one in ceilings:
+        own = repeats.filter((pl.col("row") == one["row"]) & (pl.col("phase") == one["phase"]))
+        best = percent(float(own["gib_s"].max()) / one["gib_s"])  # type: ignore[arg-type]
+        off = "" if one["gib_s"] <= top else f" of {number_text(one['gib_s'])} GiB/s, far above the axis"
+        said.append(f"{one['row']} {one['phase'].split()[0].lower()} {best}{off}")
+    return (
+        [f"Fastest tensors against what fio reaches on the same storage (dashed): {'; '.join(said)}."] if said else []
     )
 
 

@@ -125,7 +125,7 @@ def _told(trial: Trial, begin_ns: int, end_ns: int, bin_ns: int, shared_ns: int)
     if not any(panels.values()):
         raise CannotDraw("the trial has no samples of memory or of a queue")
     seconds = max(end_ns - begin_ns, shared_ns) / NS_PER_S
-    line = Timeline(trial, begin_ns, end_ns, bin_ns, pl.DataFrame(), seconds, {})
+    line = Timeline(trial, begin_ns, end_ns, bin_ns, pl.DataFrame(), seconds, {}, ())
     return _Told(line, panels, limit[0] if limit else None)
 
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from analysis import metrics
 from analysis.attribution import DATA
+from analysis.ceiling import Ceiling, ceiling_of
 from analysis.errors import AnalysisError, CannotDraw
 from analysis.figures import theme
 from analysis.figures.panel import Tried
@@ -30,7 +31,8 @@ _COMPARABLE = 3
 class Timeline:
     """The bandwidth of one trial over time, and the axes on which it compares with the trials drawn beside it.
 
-    `seconds` is where the time axis ends, `top` the end of a bandwidth axis by operation, in GiB/s.
+    `seconds` is where the time axis ends, `top` the most that any of them moved, by operation, in GiB/s, and `ceilings`
+    what fio reached on the storage of each.
     """
 
     trial: Trial
@@ -40,6 +42,7 @@ class Timeline:
     _moved: pl.DataFrame | AnalysisError
     seconds: float
     top: Mapping[str, float]
+    ceilings: Sequence[Ceiling]
 
     @property
     def moved(self) -> pl.DataFrame:
@@ -63,11 +66,12 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
     width = metrics.round_bin(max(lengths.all(), default=1))
     moved = Tried(trials, lambda trial: metrics.bandwidth_over_time(trial.path, width))
     top = {op: max([_top(frame, op) for frame in moved.all()], default=0.0) for op in DATA}
+    ceilings = [ceiling for trial in trials if (ceiling := ceiling_of(trial)) is not None]
     shared = comparable(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
 
     def timeline(trial: Trial) -> Timeline:
         seconds = max(lengths.of(trial), shared) / NS_PER_S
-        return Timeline(trial, *extents.of(trial), width, _or_reason(moved, trial), seconds, top)
+        return Timeline(trial, *extents.of(trial), width, _or_reason(moved, trial), seconds, top, ceilings)
 
     return Tried(trials, timeline)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.schema import PHASES, REQUESTS, SAMPLES, described
-from tests.analysis.made_run import BEGIN_NS, MIB, _node, _run_record
+from tests.analysis.made_run import BEGIN_NS, MIB, _node, _run_record, made_ceiling
 
 GIB = 1 << 30
 KIB = 1 << 10
@@ -190,6 +190,7 @@ def _record(entry: dict[str, Any], shape: Shape, requests: pa.Table, end_ns: int
         "node": _node() | {"gpus": [GPU] * shape.gpus},
         "device": {"name": "loop0", "dev": "7:0", "drive": "nvme0n1", "ram_backed": False},
         "storage": {"kind": "loop", "fs": "xfs", "queue": {"max_sectors_kb": 128}},
+        "ceiling": made_ceiling(2.6, 1.4),
         "tracer": {
             "name": "ftrace",
             "requests": requests.num_rows,

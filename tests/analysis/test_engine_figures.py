@@ -382,9 +382,16 @@ def test_cells_are_compared_by_the_mean_of_their_valid_repeats(made: Run) -> Non
     means = {(row["cell"], round(row["mean"], 6)) for row in rows_with(panel.chart, "cell", "mean")}
     assert ("batch_size 16", round(wanted, 6)) in means
     assert {cell for cell, _ in means} == {"batch_size 8", "batch_size 16"}
-    assert {"Read (GiB/s)", "Write (MiB/s)", "Generated (tokens/s)", "GPU utilisation (%)"} == set(
-        axes(panel.chart, "x")
-    )
+    titles = {
+        "Read (GiB/s, % of ceiling)",
+        "Write (MiB/s, % of ceiling)",
+        "Generated (tokens/s)",
+        "GPU utilisation (%)",
+    }
+    assert titles == set(axes(panel.chart, "x"))
+    shares = [whole[slug]["generation_read_ceiling_share"] for slug in second]
+    told = {row["text"] for row in rows_with(panel.chart, "cell", "text")}
+    assert any(text.endswith(f"({100 * sum(shares) / 2:.1f} %)") for text in told)
 
 
 def test_one_cell_is_compared_with_nothing_and_invalid_trials_are_in_no_mean(tmp_path: Path) -> None:
