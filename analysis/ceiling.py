@@ -162,6 +162,6 @@ def _cost(load: Mapping[str, Any], tracer: str) -> str:
     kind = {"read": "reads", "randread": "random reads"}.get(str(load.get("rw")), str(load.get("rw")))
     spread = f"{load['least_ratio']:.2f} to {load['greatest_ratio']:.2f}"
     text = f"Tracer cost: under {tracer} fio keeps {load['ratio']:.2f} of its IOPS ({spread}; {kind} of "
-    text += f"{bytes_text(load['block_bytes'])}, depth {load['depth']}; {load['lost']:,} events lost"
+    text += f"{bytes_text(load['block_bytes'])}, depth {load['depth']}; {load['missed']:,} requests or events missed"
     cpu = load.get("tracer_cpu_s_per_million_events")
     return text + (f"; {number_text(cpu)} s of the tracer's own processor time per million events)." if cpu else ").")

@@ -107,9 +107,8 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
 def _tracer(config: Mapping[str, Any], have: set[str]) -> str:
     """Return the tracer of a trial; `auto` stays where the node has one of single requests, and then chooses itself."""
     wanted = str(config["trace"]["tracer"])
-    return (
-        next(name for name in (*OF_REQUESTS, "diskstats") if f"tracer:{name}" in have) if wanted == "auto" else wanted
-    )
+    of_requests = any(f"tracer:{name}" in have for name in OF_REQUESTS)
+    return wanted if wanted != "auto" or of_requests else "diskstats"
 
 
 def _folder_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) -> tuple[tuple[str, ...], list[str]]:

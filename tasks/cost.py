@@ -15,7 +15,7 @@ from tasks import fio, tracers
 from tasks.errors import TaskError
 from tasks.fio import File, Load, Result
 from tasks.lease import Lease
-from tasks.spec import Trace, trace_of
+from tasks.spec import Trace
 from tasks.storage import Volume
 from tasks.tracers import Window
 from tasks.units import MIB
@@ -44,13 +44,12 @@ class Traced:
 
 
 def beside(
-    config: dict[str, Any], found: Volume, lease: Lease, environment: dict[str, str], announce: Callable[[str], None]
+    trace: Trace, found: Volume, lease: Lease, environment: dict[str, str], announce: Callable[[str], None]
 ) -> dict[str, Any]:
     """Return `{"cost": ...}` for the section `tracer` of a trial's record, nothing unless `trace.measure_cost`.
 
     What goes wrong becomes its reason, never the trial's.
     """
-    trace = trace_of(config)
     if not trace.measure_cost:
         return {}
     if trace.tracer not in tracers.OF_REQUESTS:

@@ -26,6 +26,7 @@ from tasks.scratch import Scratch
 from tasks.spec import FILESYSTEMS
 from tasks.state import state_dir
 from tasks.storage import TMPFS_DIR
+from tasks.tracers import OF_REQUESTS
 
 _APT = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
@@ -157,6 +158,25 @@ def offer() -> Offer:
     return found
 
 
+def tracers_of_requests() -> list[str]:
+    """Return the tracers of single requests that this machine can run, best known first."""
+    checks = _tracer_obstacles(_root_obstacle())
+    return [name for name in OF_REQUESTS if checks[f"tracer:{name}"] is None]
+
+
+def _root_obstacle() -> str | None:
+    return None if os.geteuid() == 0 else f"{NEEDS_ROOT}: run the sweep as root on this node"
+
+
+def _tracer_obstacles(root: str | None) -> dict[str, str | None]:
+    return {
+        "tracer:none": None,
+        "tracer:diskstats": None,
+        "tracer:ftrace": root or _tracefs_obstacle(),
+        "tracer:bpftrace": root or _program_obstacle("bpftrace", "bpftrace"),
+    }
+
+
 def _places() -> list[Place]:
     """Return every mounted filesystem that could hold files, those without a drive below them too."""
     found = {}
@@ -176,14 +196,11 @@ def _places() -> list[Place]:
 
 def _obstacles() -> dict[str, str | None]:
     """Return for every capability what stands in its way on this machine, or None."""
-    root = None if os.geteuid() == 0 else f"{NEEDS_ROOT}: run the sweep as root on this node"
+    root = _root_obstacle()
     checks: dict[str, str | None] = {
         "root": root,
         "loop": root or _loop_obstacle(),
-        "tracer:none": None,
-        "tracer:diskstats": None,
-        "tracer:ftrace": root or _tracefs_obstacle(),
-        "tracer:bpftrace": root or _program_obstacle("bpftrace", "bpftrace"),
+        **_tracer_obstacles(root),
         "gpu": None if gpus() else "no NVIDIA GPU on this node",
         **{f"engine:{name}": _package_obstacle(name) for name in ("torch", "deepspeed", "flexgen")},
         "engine:async_io": None

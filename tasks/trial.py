@@ -14,12 +14,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import ceiling, cost, interpreter, machine, phases, provenance, tracers, workloads
+from tasks import calibration, ceiling, cost, interpreter, machine, phases, provenance, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import boot_id, check_traceable
@@ -161,12 +161,14 @@ class _Trial:
             self._environment = interpreter.without_ours(self._environment)
         self._bystanders = Bystanders(lease.token)
         self._provenance = {"trial": spec.id, "sweep": spec.sweep, "attempt": spec.attempt}
+        self._trace = trace_of(spec.config)
         self._stacks: Stacks | None = None
 
     def run(self) -> None:
         """Run all steps; raises TaskError where the trial cannot go on."""
         self._packages = interpreter.versions(self._workload.python(), self._workload.packages())
         self._record["node"] |= provenance.node()
+        self._chosen = self._choose_tracer()
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
         with volume(storage, self._lease) as found:
@@ -175,6 +177,15 @@ class _Trial:
             self._record["fingerprint"]["node"] = self._node_half(found)
             with provenance.watched(self._record["device"]):
                 self._measure(found)
+
+    def _choose_tracer(self) -> dict[str, Any]:
+        """Settle what `auto` means; return why, for the record."""
+        if self._trace.tracer != "auto":
+            return {}
+        available = machine.tracers_of_requests()
+        name, chosen = calibration.chosen(available, self._lease, self._environment, self._announce)
+        self._trace = replace(self._trace, tracer=name)
+        return {"chosen": chosen}
 
     def _node_half(self, found: Volume) -> dict[str, Any]:
         """Return the half of the fingerprint that only the node knows."""
@@ -193,18 +204,19 @@ class _Trial:
         }
 
     def _measure(self, found: Volume) -> None:
-        beside = (self._spec.config, found, self._lease, self._environment, self._announce)
-        self._record["ceiling"] = ceiling.beside(*beside)
-        tracer_cost = cost.beside(*beside)
+        beside = (found, self._lease, self._environment, self._announce)
+        self._record["ceiling"] = ceiling.beside(self._spec.config, *beside)
+        tracer_cost = cost.beside(self._trace, *beside)
         job = self._workload.job(self._spool, found.offload_dir, self._spec.repeat)
         self._record["command"] = job.argv
         self._record["node"]["packages"] = self._packages
-        trace = trace_of(self._spec.config)
+        trace = self._trace
         of_requests = trace.tracer in tracers.OF_REQUESTS
         if of_requests:
             check_traceable(found.devices)
         tracer = tracers.make(trace, found.devices, self._lease, self._environment)
-        self._record["tracer"] = tracer.facts | tracer_cost
+        tracer.facts |= self._chosen | tracer_cost
+        self._record["tracer"] = tracer.facts
         if trace.stacks:
             self._stacks = Stacks(found.devices, self._lease, self._environment)
         sampler = Sampler(found.devices, trace.sample_interval_ms)
