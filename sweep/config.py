@@ -681,7 +681,7 @@ def _check_trace(source: str, trace: Mapping[str, Any]) -> None:
         raise ConfigError(source, "trace.tracer", f"no tracer {trace['tracer']!r}", _nearest(trace["tracer"], known))
     if trace["sample_interval_ms"] < 10:
         raise ConfigError(source, "trace.sample_interval_ms", "must be 10 or more: sampling itself takes time")
-    for name, least in (("buffer_size", 4096), ("spool_memory", 0)):
+    for name, least in (("buffer_size", 4096), ("spool_memory", 1)):
         try:
             if parse_bytes(trace[name]) < least:
                 raise ValueError(f"must be {format_bytes(least)} or more")

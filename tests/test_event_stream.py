@@ -17,29 +17,46 @@ from tasks.storage import volume
 from tasks.tracers import Window, event_stream, ftrace
 from tasks.tracers.event_stream import EventStream
 from tasks.tracers.pairing import COMPLETE, ISSUE
-from tasks.tracers.ring_buffer import EventFormat
+from tasks.tracers.ring_buffer import EventFormat, page_length
+from tasks.tracers.spool import Segment
 from tests.conftest import trial_config
 from tests.trace_pages import COMPLETE_FORMAT, ISSUE_FORMAT, MISSED, Page, record
 
 FORMATS = {ISSUE: EventFormat.parse(ISSUE_FORMAT), COMPLETE: EventFormat.parse(COMPLETE_FORMAT)}
 
 
-def written(folder: Path, cpus: list[list[list[int]]], flags: int = 0) -> dict[str, list[Path]]:
-    """Write two files of pages for each CPU; an event's sector is its time."""
-    files = {}
+def in_memory(pages: list[tuple[int, bytes]]) -> Segment:
+    """Return pages, each with its begin, as the spool keeps them."""
+    segment = Segment(mmap.mmap(-1, max(1, sum(len(page) for _, page in pages))))
+    for begin, page in pages:
+        segment.where[segment.end : segment.end + len(page)] = page
+        segment.add(begin, len(page))
+    return segment
+
+
+def on_disk(pages: list[tuple[int, bytes]], path: Path) -> Segment:
+    segment = Segment(path)
+    path.write_bytes(b"".join(page for _, page in pages))
+    for begin, page in pages:
+        segment.add(begin, len(page))
+    return segment
+
+
+def written(folder: Path, cpus: list[list[list[int]]], flags: int = 0) -> list[list[Segment]]:
+    """Return two segments of pages for each CPU, in memory and on disk; an event's sector is its time."""
+    found = []
     for cpu, pages in enumerate(cpus):
         encoded = []
         for times in pages:
             page = Page(times[0], flags=flags)
             for t in times:
                 page.event(t, record(sector=t, pid=cpu))
-            encoded.append(page.encoded(times[0]))
-        files[f"cpu{cpu}"] = [folder / f"cpu{cpu}.first", folder / f"cpu{cpu}.second"]
-        for path, part in zip(
-            files[f"cpu{cpu}"], (encoded[: len(encoded) // 2], encoded[len(encoded) // 2 :]), strict=True
-        ):
-            path.write_bytes(b"".join(part))
-    return files
+            # Without the unused rest of the page.
+            whole = page.encoded(times[0])
+            encoded.append((times[0], whole[: page_length(whole[8:16])]))
+        half = len(encoded) // 2
+        found.append([in_memory(encoded[:half]), on_disk(encoded[half:], folder / f"cpu{cpu}.pages")])
+    return found
 
 
 @st.composite
@@ -53,14 +70,14 @@ def captures(draw: st.DrawFn) -> list[list[list[int]]]:
 
 
 @settings(deadline=None)
-@given(cpus=captures(), chunk_pages=st.integers(1, 4))
+@given(cpus=captures(), chunk_bytes=st.integers(1, 900))
 def test_events_come_in_time_order_however_the_pages_are_cut(
-    cpus: list[list[list[int]]], chunk_pages: int, tmp_path_factory: pytest.TempPathFactory
+    cpus: list[list[list[int]]], chunk_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    files = written(tmp_path_factory.mktemp("pages"), cpus)
+    segments = written(tmp_path_factory.mktemp("pages"), cpus)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(event_stream, "_CHUNK_PAGES", chunk_pages)
-        stream = EventStream(files, FORMATS)
+        patch.setattr(event_stream, "_CHUNK_BYTES", chunk_bytes)
+        stream = EventStream(segments, FORMATS)
         chunks = list(stream.chunks())
     found = [(int(e["t_ns"]), int(e["pid"])) for chunk in chunks for e in chunk]
     assert sorted(found) == sorted((t, cpu) for cpu, pages in enumerate(cpus) for page in pages for t in page)
@@ -75,18 +92,17 @@ def test_time_that_goes_back_within_a_cpu_is_counted(tmp_path: Path) -> None:
 
 
 def test_gaps_and_strange_events_are_counted(tmp_path: Path) -> None:
-    files = written(tmp_path, [[[1], [2]]], MISSED)
+    segments = written(tmp_path, [[[1], [2]]], MISSED)
     page = Page(3)
     page.event(3, record(number=99))
-    (tmp_path / "other").write_bytes(page.encoded(3))
-    stream = EventStream(files | {"cpu1": [tmp_path / "other"]}, FORMATS)
+    stream = EventStream([*segments, [in_memory([(3, page.encoded(3))])]], FORMATS)
     assert sum(map(len, stream.chunks())) == 2
     assert (stream.gaps, stream.malformed) == (2, 1)
 
 
 def test_what_goes_wrong_while_decoding_ahead_reaches_the_reader(tmp_path: Path) -> None:
     stream = EventStream(written(tmp_path, [[[1, 2]]]), FORMATS)
-    (tmp_path / "cpu0.second").unlink()
+    (tmp_path / "cpu0.pages").unlink()
     with pytest.raises(FileNotFoundError):
         list(stream.chunks())
 
@@ -94,10 +110,10 @@ def test_what_goes_wrong_while_decoding_ahead_reaches_the_reader(tmp_path: Path)
 @pytest.mark.root
 def test_what_does_not_fit_the_memory_goes_on_on_disk(run_here) -> None:
     pattern = [(i % 4096 * 4096, 4096) for i in range(3000)]
-    config = trial_config(workload={"kind": "pattern", "pattern": pattern}, trace={"spool_memory": "16KiB"})
+    config = trial_config(workload={"kind": "pattern", "pattern": pattern}, trace={"spool_memory": "1KiB"})
     record, _ = run_here(config)
     assert record["verdict"] == {"state": "valid", "reasons": []}
-    assert record["tracer"]["spooled_to_disk_bytes"] > 4 * 60 * 3000
+    assert record["tracer"]["spooled_to_disk_bytes"] > 3 * 60 * 3000
     assert run_here(trial_config())[0]["tracer"]["spooled_to_disk_bytes"] == 0
 
 
@@ -115,7 +131,7 @@ def test_every_event_that_the_buffer_lost_is_counted(state: Path, monkeypatch: p
                 after = found.devices.settle()
                 window = Window(begin_ns, time.monotonic_ns())
             assert after.writes == before.writes
-            seen = sum(map(len, EventStream(tracer._spool.files(), ftrace._formats()).chunks()))
+            seen = sum(map(len, EventStream([*tracer._spool.cpus.values()], ftrace._formats()).chunks()))
             capture = tracer.write(window, lease.folder / "requests.parquet")
     finally:
         lease.clean()

@@ -1,11 +1,9 @@
-"""The events of all CPUs in time order, decoded from files of raw trace pages a bounded number at a time."""
+"""The events of all CPUs in time order, decoded from raw trace pages a bounded number at a time."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,10 @@ import pyarrow as pa
 
 from tasks.tracers.pairing import EVENT, UNSEEN, Rows
 from tasks.tracers.ring_buffer import EventFormat, decode, texts
+from tasks.tracers.spool import Reader, Segment
 
-#: Pages decoded at a time, over all CPUs; with its arrays about 25 times as much memory, and two chunks are under way.
-_CHUNK_PAGES = 2048
+#: Bytes of pages decoded at a time, over all CPUs; with its arrays about ten times as much, and two are under way.
+_CHUNK_BYTES = 8 << 20
 
 _FIELDS = {"dev": "dev", "sector": "sector", "nr_sector": "sectors", "error": "error", "common_pid": "pid"}
 _TEXTS = ("rwbs", "comm")
@@ -25,12 +24,12 @@ _TEXTS = ("rwbs", "comm")
 class EventStream:
     """Reads the pages of all CPUs once, from begin to end."""
 
-    def __init__(self, files: Mapping[str, Sequence[Path]], formats: Mapping[int, EventFormat]) -> None:
-        """Read each CPU's `files` in turn; `formats` tells each kind of event's layout (`tasks.tracers.pairing`)."""
+    def __init__(self, cpus: Sequence[list[Segment]], formats: Mapping[int, EventFormat]) -> None:
+        """Read each CPU's segments in turn; `formats` tells each kind of event's layout (`tasks.tracers.pairing`)."""
         names = [*_FIELDS, *_TEXTS]
         self._layouts = {kind: (form.number, form.layout(names)) for kind, form in formats.items()}
         self._words: dict[str, int] = {"": 0}
-        self._cpus = [_Pages(own) for own in files.values()]
+        self._cpus = [Reader(segments) for segments in cpus]
         self._last_ns = [0] * len(self._cpus)
         #: Pages before which the kernel says that events were lost.
         self.gaps = 0
@@ -53,10 +52,8 @@ class EventStream:
 
     def _pieces(self) -> Iterator[Rows]:
         held = np.empty(0, EVENT)
-        begins = np.sort(np.concatenate([np.empty(0, np.int64), *(pages.begins_ns for pages in self._cpus)]))
-        cuts = [int(t) for t in np.unique(begins[_CHUNK_PAGES::_CHUNK_PAGES])]
-        for cut in [*cuts, None]:
-            pieces = [self._decoded(n, piece) for n, cpu in enumerate(self._cpus) for piece in cpu.before(cut)]
+        for cut in [*self._cuts(), None]:
+            pieces = [self._decoded(n, *piece) for n, cpu in enumerate(self._cpus) for piece in cpu.before(cut)]
             events = np.concatenate([held, *pieces])
             events = events[np.argsort(events["t_ns"], kind="stable")]
             # A page that begins before the cut may end after it.
@@ -64,8 +61,17 @@ class EventStream:
             yield events[:split]
             held = events[split:].copy()
 
-    def _decoded(self, cpu: int, pages: npt.NDArray[np.uint8]) -> Rows:
-        found = decode(pages)
+    def _cuts(self) -> list[int]:
+        """Return times (ns) between which the pages of all CPUs begin that make a chunk."""
+        begins = np.concatenate([np.empty(0, np.int64), *(cpu.begins_ns for cpu in self._cpus)])
+        lengths = np.concatenate([np.empty(0, np.int64), *(cpu.lengths for cpu in self._cpus)])
+        order = np.argsort(begins, kind="stable")
+        chunk = np.cumsum(lengths[order]) // _CHUNK_BYTES
+        first = np.flatnonzero(np.diff(chunk)) + 1
+        return [int(t) for t in np.unique(begins[order][first])]
+
+    def _decoded(self, cpu: int, data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]) -> Rows:
+        found = decode(data, starts)
         self.gaps += found.missed
         times = np.concatenate([[self._last_ns[cpu]], found.t_ns])
         self.out_of_order += int(np.count_nonzero(times[1:] < times[:-1]))
@@ -114,33 +120,3 @@ class EventStream:
             "pid": issue["pid"],
         }
         return pa.table({k: np.ascontiguousarray(v) if isinstance(v, np.ndarray) else v for k, v in columns.items()})
-
-
-class _Pages:
-    """The raw pages of one CPU, in the order in which it filled them."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [_PageFile(path) for path in paths]
-        self.begins_ns = np.concatenate([np.empty(0, np.int64), *(f.begins_ns for f in self._files)])
-
-    def before(self, cut_ns: int | None) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the pages from where the last call ended up to those that begin at `cut_ns` or later."""
-        for file in self._files:
-            yield file.before(cut_ns)
-
-
-class _PageFile:
-    def __init__(self, path: Path) -> None:
-        self._path, self._page_bytes, self._at = path, os.sysconf("SC_PAGE_SIZE"), 0
-        count = path.stat().st_size // self._page_bytes
-        self.begins_ns = np.empty(count, np.int64)
-        with path.open("rb") as f:
-            for page in range(count):
-                self.begins_ns[page] = int.from_bytes(os.pread(f.fileno(), 8, page * self._page_bytes), "little")
-
-    def before(self, cut_ns: int | None) -> npt.NDArray[np.uint8]:
-        end = len(self.begins_ns) if cut_ns is None else int(np.searchsorted(self.begins_ns, cut_ns))
-        count, offset = max(0, end - self._at), self._at * self._page_bytes
-        self._at += count
-        pages = np.fromfile(self._path, np.uint8, count * self._page_bytes, offset=offset)
-        return pages.reshape(count, self._page_bytes)

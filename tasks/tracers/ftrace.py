@@ -1,12 +1,11 @@
-"""The ftrace tracer: an instance of its own in tracefs, whose binary per-CPU pages are moved to files unformatted.
+"""The ftrace tracer: an instance of its own in tracefs, whose binary per-CPU pages are moved away unformatted.
 
-During the window the kernel writes about 65 bytes an event and one thread splices full pages to disk; decoding and
+During the window the kernel writes about 65 bytes an event and one thread copies its pages into memory; decoding and
 pairing wait until the window has ended.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -40,8 +39,11 @@ _EVENTS = {
     "block_rq_merge": MERGE,
 }
 _DRAIN_INTERVAL_S = 0.05
-_PIPE_BYTES = 1 << 20
-_F_SETPIPE_SZ = 1031
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+#: Kernels from 6.8 on can hand out more than a page at a time: fewer calls for the same events.
+_SUBBUFFER = "buffer_subbuf_size_kb"
+_SUBBUFFER_KIB = 32
 
 
 class Tracer:
@@ -86,6 +88,9 @@ class Tracer:
         self._instance.mkdir()
         self._write("tracing_on", "0")
         self._write("trace_clock", "mono")
+        if (self._instance / _SUBBUFFER).exists():
+            # Of a buffer that is small on purpose, pages must stay small: it has three of them at least.
+            self._write(_SUBBUFFER, str(max(_PAGE_BYTES // 1024, min(_SUBBUFFER_KIB, self._buffer_kib // 8))))
         self._write("buffer_size_kb", str(self._buffer_kib))
         for event in _EVENTS:
             self._write(f"events/block/{event}/filter", " || ".join(f"dev == {d.number}" for d in self._devices))
@@ -95,7 +100,7 @@ class Tracer:
 
     def write(self, window: Window, path: Path) -> Capture:
         """Write the window's requests, sorted by issue time, and count what is missing."""
-        stream = EventStream(self._spool.files(), _formats())
+        stream = EventStream([*self._spool.cpus.values()], _formats())
         pairings = {device: Pairing() for device in self._devices}
         unseen = self._sentinels
         with RequestWriter(path, self.facts, self._devices, ("issue", "completion", "insert")) as writer:
@@ -163,16 +168,19 @@ def _lost_on(cpu: Path) -> int:
 def _draining(instance: Path, spool: Spool) -> Iterator[None]:
     """Move every CPU's pages to the spool while the body runs, and what is left when it has ended."""
     stop = threading.Event()
-    sources = [_Source(cpu, spool) for cpu in _cpus(instance)]
+    flags = os.O_RDONLY | os.O_NONBLOCK
+    sources = {cpu.name: os.open(cpu / "trace_pipe_raw", flags) for cpu in _cpus(instance)}
+    page_bytes = int((instance / _SUBBUFFER).read_text()) * 1024 if (instance / _SUBBUFFER).exists() else _PAGE_BYTES
     trouble: list[OSError] = []
 
     def loop() -> None:
         try:
-            while not stop.wait(_DRAIN_INTERVAL_S):
-                for source in sources:
-                    source.splice()
-            for source in sources:
-                source.finish()
+            while True:
+                last = stop.wait(_DRAIN_INTERVAL_S)
+                for cpu, source in sources.items():
+                    spool.take(cpu, source, page_bytes, last)
+                if last:
+                    return
         except OSError as e:
             trouble.append(e)
 
@@ -183,49 +191,8 @@ def _draining(instance: Path, spool: Spool) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        for source in sources:
-            source.close()
+        for source in sources.values():
+            os.close(source)
+        spool.finish()
     if trouble:
         raise TracerError(f"ftrace: cannot save the trace: {trouble[0].strerror}")
-
-
-class _Source:
-    """One CPU's binary pages, on their way to the spool."""
-
-    def __init__(self, cpu: Path, spool: Spool) -> None:
-        self._cpu, self._spool = cpu.name, spool
-        self._from = os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK)
-        self._pipe = os.pipe()
-        fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE_BYTES)
-
-    def splice(self) -> None:
-        """Move all full pages, without copying them through this process."""
-        flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-        while True:
-            try:
-                count = os.splice(self._from, self._pipe[1], _PIPE_BYTES, flags=flags)
-            except BlockingIOError:
-                return
-            if not count:
-                return
-            to, left = self._spool.target(self._cpu), count
-            while left:
-                left -= os.splice(self._pipe[0], to, left)
-            self._spool.wrote(self._cpu, count)
-
-    def finish(self) -> None:
-        """Move the rest: full pages, then the partly filled one, which splice leaves behind."""
-        self.splice()
-        while True:
-            try:
-                page = os.read(self._from, os.sysconf("SC_PAGE_SIZE"))
-            except BlockingIOError:
-                return
-            if not page:
-                return
-            self._spool.wrote(self._cpu, os.write(self._spool.target(self._cpu), page))
-
-    def close(self) -> None:
-        """Close what was opened."""
-        for fd in (self._from, *self._pipe):
-            os.close(fd)

@@ -67,9 +67,9 @@ def check_page_header(text: str) -> None:
 
 @dataclass
 class Events:
-    """Events in page order: when (ns), and at which 32-bit word of `pages` each record begins."""
+    """Events in page order: when (ns), and at which 32-bit word of `words` each record begins."""
 
-    pages: npt.NDArray[np.uint8]
+    words: npt.NDArray[np.uint32]
     t_ns: Integers
     word: Integers
     #: Pages before which the kernel says that events were lost.
@@ -77,24 +77,30 @@ class Events:
 
     def numbers(self) -> Integers:
         """Return each event's kind: the ID in its format (`common_type`)."""
-        return self.pages.view("<u4").ravel()[self.word].astype(np.int64) & 0xFFFF
+        return self.words[self.word].astype(np.int64) & 0xFFFF
 
     def records(self, layout: np.dtype[np.void], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.void]:
         """Return the records of the events where `chosen` is true, all of one kind, which has this layout."""
         size = layout.itemsize
         # Every record that could begin at some word, overlapping: picking from it copies each record once.
-        anywhere = np.ndarray(((self.pages.size - size) // 4 + 1,), f"V{size}", self.pages, strides=(4,))
+        anywhere = np.ndarray((max(0, self.words.size - size // 4 + 1),), f"V{size}", self.words, strides=(4,))
         return anywhere[self.word[chosen]].view(layout)
 
 
-def decode(pages: npt.NDArray[np.uint8]) -> Events:
-    """Return the events in `pages` (shape: pages x page size, contiguous), each page's in order."""
-    words = pages.view("<u4").ravel()
-    now = pages[:, :8].view("<u8")[:, 0].astype(np.int64)
-    commit = pages[:, 8:16].view("<u8")[:, 0].astype(np.int64)
+def page_length(commit: bytes) -> int:
+    """Return the bytes of a page up to where its data ends, in steps of 8, given the 8 bytes after its time."""
+    return (_HEADER_BYTES + (int.from_bytes(commit, "little") & _COMMIT_MASK) + 7) & ~7
+
+
+def decode(data: npt.NDArray[np.uint8], starts: Integers) -> Events:
+    """Return the events of the pages that begin at `starts` (bytes, multiples of 4) in `data`, each page's in order."""
+    words = data.view("<u4")
+    head = starts >> 2
+    now = words[head].astype(np.int64) | words[head + 1].astype(np.int64) << 32
+    commit = words[head + 2].astype(np.int64)
     length = commit & _COMMIT_MASK
     page = np.flatnonzero(length)
-    at = page * (pages.shape[1] >> 2) + (_HEADER_BYTES >> 2)
+    at = head[page] + (_HEADER_BYTES >> 2)
     now, end = now[page], at + ((length[page] + 3) >> 2)
     found: list[tuple[Integers, Integers, Integers]] = []
     while page.size:
@@ -104,12 +110,12 @@ def decode(pages: npt.NDArray[np.uint8]) -> Events:
             found.append((now, page, at + 1))
             at, going = at + 1 + kind, None
         else:
-            now, data, record, at, going = _special(words, header, now, at)
-            found.append((now[data], page[data], record[data]))
+            now, chosen, record, at, going = _special(words, header, now, at)
+            found.append((now[chosen], page[chosen], record[chosen]))
         more = at < end if going is None else (at < end) & going
         if not more.all():
             page, at, now, end = page[more], at[more], now[more], end[more]
-    return _gathered(pages, found, int(np.count_nonzero(commit & _MISSED_EVENTS)))
+    return _gathered(words, found, int(np.count_nonzero(commit & _MISSED_EVENTS)))
 
 
 def _special(
@@ -139,14 +145,14 @@ def _advance(now: Integers, kind: Integers, delta: Integers, array: Integers) ->
     return np.select([kind == _TIME_STAMP, kind == _TIME_EXTEND], [absolute, now + (array << 27)], now)
 
 
-def _gathered(pages: npt.NDArray[np.uint8], found: Sequence[tuple[Integers, ...]], missed: int) -> Events:
+def _gathered(words: npt.NDArray[np.uint32], found: Sequence[tuple[Integers, ...]], missed: int) -> Events:
     if not found:
         empty = np.empty(0, np.int64)
-        return Events(pages, empty, empty, missed)
+        return Events(words, empty, empty, missed)
     t_ns, page, word = (np.concatenate(column) for column in zip(*found, strict=True))
     # The n-th events of all pages came together; each page's own belong together. NumPy sorts 16 bits by radix.
-    order = np.argsort(page.astype(np.uint16) if len(pages) <= 1 << 16 else page, kind="stable")
-    return Events(pages, t_ns[order], word[order], missed)
+    order = np.argsort(page.astype(np.uint16) if page.size and page.max() < 1 << 16 else page, kind="stable")
+    return Events(words, t_ns[order], word[order], missed)
 
 
 def texts(values: npt.NDArray[np.bytes_]) -> tuple[list[str], Integers]:

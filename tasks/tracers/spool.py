@@ -1,12 +1,54 @@
 """Where raw trace pages wait until the window has ended: in memory up to a limit, on the node's disk beyond it.
 
-That disk is often the drive under test, or the one beneath the image; in memory the trace does not write to it.
+That disk is often the drive under test, or the one beneath the image; in memory the trace does not write to it. Pages
+are read into memory that is there already and kept without their unused rest: what costs the job least.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.tracers.ring_buffer import page_length
+
+#: Memory is taken in pieces of this size, filled with zeros by the kernel at once and not fault by fault.
+_PIECE_BYTES = 4 << 20
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass
+class Segment:
+    """Pages of one CPU one after the other, in memory or in a file: when each begins (ns), and where."""
+
+    where: mmap.mmap | Path
+    begins_ns: array[int] = field(default_factory=lambda: array("q"))
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    end: int = 0
+
+    def add(self, begin_ns: int, length: int) -> None:
+        """Take note of a page at the end of what there is."""
+        self.begins_ns.append(begin_ns)
+        self.offsets.append(self.end)
+        self.end += length
+
+    def pages(self, first: int, last: int) -> tuple[npt.NDArray[np.uint8], Integers]:
+        """Return the bytes of pages `first` up to `last`, and where in them each page begins."""
+        offsets = np.frombuffer(self.offsets, np.int64)[first:last] if last > first else np.empty(0, np.int64)
+        begin = int(offsets[0]) if last > first else 0
+        end = int(self.offsets[last]) if last < len(self.offsets) else self.end
+        if last <= first:
+            return np.empty(0, np.uint8), offsets
+        if isinstance(self.where, Path):
+            return np.fromfile(self.where, np.uint8, end - begin, offset=begin), offsets - begin
+        return np.frombuffer(self.where, np.uint8, end - begin, begin), offsets - begin
 
 
 class Spool:
@@ -14,41 +56,90 @@ class Spool:
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
         """Keep `memory_bytes` over all CPUs in memory and what comes after in files in `folder`."""
-        self._folder = folder
-        self._left_bytes = memory_bytes
+        self._folder, self._left_bytes = folder, memory_bytes
+        self.cpus: dict[str, list[Segment]] = {}
+        self._files: dict[str, int] = {}
         #: Bytes that went to the disk.
         self.disk_bytes = 0
-        self._in_memory: dict[str, int] = {}
-        self._on_disk: dict[str, int] = {}
 
-    def target(self, cpu: str) -> int:
-        """Return the file descriptor that the next pages of `cpu` go to."""
-        if self._left_bytes > 0 and cpu not in self._on_disk:
-            if cpu not in self._in_memory:
-                # Anonymous: gone with this process, however that ends.
-                self._in_memory[cpu] = os.memfd_create(f"{cpu}.pages")
-            return self._in_memory[cpu]
-        if cpu not in self._on_disk:
-            self._folder.mkdir(exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            self._on_disk[cpu] = os.open(self._folder / f"{cpu}.pages", flags)
-        return self._on_disk[cpu]
+    def take(self, cpu: str, source: int, page_bytes: int, last: bool = False) -> None:
+        """Read all pages that `source`, a `trace_pipe_raw` that does not block, holds now.
 
-    def wrote(self, cpu: str, count: int) -> None:
-        """Take note of bytes that went to `target(cpu)`."""
-        if cpu in self._on_disk:
-            self.disk_bytes += count
-        else:
-            self._left_bytes -= count
+        Up to the one that is being written, unless it is the `last` time: of that one there is always a little more.
+        """
+        length = page_bytes
+        while last or length > page_bytes // 2:
+            segment = self._room(cpu, page_bytes)
+            memory = segment.where if isinstance(segment.where, mmap.mmap) else self._between(page_bytes)
+            at = segment.end if memory is segment.where else 0
+            with memoryview(memory) as whole, whole[at : at + page_bytes] as room:
+                try:
+                    if not os.readv(source, [room]):
+                        return
+                except BlockingIOError:
+                    return
+                begin_ns, length = int.from_bytes(room[:8], "little"), page_length(bytes(room[8:16]))
+                if memory is not segment.where:
+                    os.write(self._files[cpu], room[:length])
+                    self.disk_bytes += length
+            segment.add(begin_ns, length)
 
-    def files(self) -> dict[str, list[Path]]:
-        """Return what holds each CPU's pages, in order, to be opened by path."""
-        memory = {cpu: [Path(f"/proc/self/fd/{fd}")] for cpu, fd in self._in_memory.items()}
-        disk = {cpu: [self._folder / f"{cpu}.pages"] for cpu in self._on_disk}
-        return {cpu: memory.get(cpu, []) + disk.get(cpu, []) for cpu in [*memory, *disk]}
+    def _room(self, cpu: str, page_bytes: int) -> Segment:
+        """Return the segment that the next page of `cpu` goes to."""
+        segments = self.cpus.setdefault(cpu, [])
+        if segments and (isinstance(segments[-1].where, Path) or segments[-1].end + page_bytes <= _PIECE_BYTES):
+            return segments[-1]
+        if self._left_bytes >= _PIECE_BYTES:
+            self._left_bytes -= _PIECE_BYTES
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+            segments.append(Segment(mmap.mmap(-1, _PIECE_BYTES, flags)))
+            return segments[-1]
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{cpu}.pages"
+        self._files[cpu] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        segments.append(Segment(path))
+        return segments[-1]
+
+    def _between(self, page_bytes: int) -> bytearray:
+        """Return memory for one page on its way to the disk."""
+        if len(self._passing) < page_bytes:
+            self._passing = bytearray(page_bytes)
+        return self._passing
+
+    _passing = bytearray()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(segment.end for segments in self.cpus.values() for segment in segments)
+
+    def finish(self) -> None:
+        """Close the files: nothing comes after this."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files = {}
 
     def close(self) -> None:
         """Give the memory back; the disk's files stay until their folder goes."""
-        for fd in (*self._in_memory.values(), *self._on_disk.values()):
-            os.close(fd)
-        self._in_memory, self._on_disk = {}, {}
+        self.finish()
+        self.cpus = {}
+
+
+class Reader:
+    """Reads one CPU's pages once, in order."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        """Read `segments` one after the other."""
+        self._segments = segments
+        self._at = [0] * len(segments)
+        self.begins_ns = np.concatenate([np.empty(0, np.int64), *(np.array(s.begins_ns, np.int64) for s in segments)])
+        lengths = [np.diff(np.append(np.array(s.offsets, np.int64), s.end)) for s in segments]
+        self.lengths = np.concatenate([np.empty(0, np.int64), *lengths])
+
+    def before(self, cut_ns: int | None) -> Iterator[tuple[npt.NDArray[np.uint8], Integers]]:
+        """Yield the pages from where the last call ended up to those that begin at `cut_ns` or later."""
+        for n, segment in enumerate(self._segments):
+            begins = np.frombuffer(segment.begins_ns, np.int64) if segment.begins_ns else np.empty(0, np.int64)
+            last = begins.size if cut_ns is None else int(np.searchsorted(begins, cut_ns))
+            first, self._at[n] = self._at[n], max(self._at[n], last)
+            yield segment.pages(first, self._at[n])
