@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tasks import tracers  # noqa: E402
+from tasks import calibration, machine, tracers  # noqa: E402
 from tasks.lease import Lease  # noqa: E402
 from tasks.process import child, interrupt  # noqa: E402
 from tasks.spec import Backing, Storage, Trace  # noqa: E402
@@ -113,6 +113,8 @@ def traced(name, found, argv):
     """Return fio's speed under one of our tracers, what it missed and what it spent."""
     lease = Lease.take(f"cost-{uuid.uuid4().hex[:8]}")
     try:
+        if name == "auto":
+            name, _ = calibration.chosen(machine.tracers_of_requests(), lease, dict(os.environ), print)
         tracer = tracers.make(Trace(tracer=name), found.devices, lease, dict(os.environ))
         before = cpu_s()
         with tracer.recording():

@@ -81,21 +81,8 @@ def measure(found, millions):
         copy, _, idle = in_a_process(lambda: write_plainly(lease.folder / "copy", raw))
         events = 2 * requests / 1e6
         sizes = [f"{n >> 20} MiB" for n in (raw, out.stat().st_size)]
-        cells = [
-            f"{events:.1f} M",
-            *sizes,
-            f"{wall:.1f}",
-            f"{cpu:.1f}",
-            f"{events / wall:.2f} M/s",
-            f"{wall / copy:.1f}",
-        ]
-        cells += [
-            f"{events / wall:.2f} M/s",
-            f"{wall / copy:.1f}",
-            f"{peak >> 20} MiB",
-            f"{idle >> 20} MiB",
-            str(faults),
-        ]
+        speed = [f"{wall:.1f}", f"{cpu:.1f}", f"{events / wall:.2f} M/s", f"{wall / copy:.1f}"]
+        cells = [f"{events:.1f} M", *sizes, *speed, f"{peak >> 20} MiB", f"{idle >> 20} MiB", str(faults)]
         print(f"| {' | '.join(cells)} |", flush=True)
     finally:
         lease.clean()
@@ -111,9 +98,7 @@ def main():
         with volume(Storage(fs="xfs", backing=Backing.tmpfs, image_size="1GiB"), lease) as found:
             untraced(found, fio_argv(found.offload_dir, "4KiB", 32, 1))
             flush(found.offload_dir)
-            print(
-                "| events | raw | parquet | wall s | rate | CPU s | peak memory | of it before | / writing | faults |"
-            )
+            print("| events | raw | Parquet | wall s | CPU s | rate | / writing | peak memory | before | faults |")
             print("|---|---|---|---|---|---|---|---|---|---|")
             for millions in args.events:
                 measure(found, millions)

@@ -42,6 +42,14 @@ class Counters:
     def __add__(self, other: Counters) -> Counters:
         return Counters(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
+    def requests_since(self, before: Counters) -> dict[str, int]:
+        """Return the requests completed between `before` and this reading, by operation."""
+        return {
+            "read": self.reads - before.reads,
+            "write": self.writes - before.writes,
+            "discard": self.discards - before.discards,
+        }
+
     def since(self, before: Counters) -> dict[str, int]:
         """Return the bytes completed between `before` and this reading, by operation."""
         return {

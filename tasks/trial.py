@@ -35,7 +35,7 @@ from tasks.state import state_dir
 from tasks.storage import Volume, flush, volume
 from tasks.tracers import Capture, Window
 from tasks.units import format_bytes, parse_bytes
-from tasks.verdict import Verdict
+from tasks.verdict import Verdict, other_count
 from tasks.workloads import Job, Span
 
 #: Told, in words, what the trial does now.
@@ -140,10 +140,11 @@ def _alone_on_this_machine(announce: Announce) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Observed:
-    """What a job's run showed: bytes counted by operation, what went wrong in words, memory use, spans of our own."""
+    """What a job's run showed: bytes and requests counted by operation, what went wrong in words, memory use, spans."""
 
     window: Window
     counted: dict[str, int]
+    requests: dict[str, int]
     trouble: str | None
     doubts: list[str]
     memory: dict[str, Any]
@@ -277,7 +278,8 @@ class _Trial:
         window = Window(begin_ns, time.monotonic_ns())
         if beneath and drive_before:
             self._tell_others(beneath.name, beneath.counters().since(drive_before), after.since(before))
-        return _Observed(window, after.since(before), trouble, doubts, memory, [process_span, drain])
+        moved, requests = after.since(before), after.requests_since(before)
+        return _Observed(window, moved, requests, trouble, doubts, memory, [process_span, drain])
 
     def _tell_others(self, drive: str, moved: dict[str, int], own: dict[str, int]) -> None:
         """Record what was moved on the drive beneath, and tell of it where others used that drive meanwhile."""
@@ -292,6 +294,8 @@ class _Trial:
         """Fill in the three byte counts and the verdict."""
         self._record["tracer"] |= {
             "requests": capture.requests,
+            "requests_traced": capture.counts,
+            "requests_counted": seen.requests,
             "begin_ns": seen.window.begin_ns,
             "end_ns": seen.window.end_ns,
             **capture.faults,
@@ -301,7 +305,8 @@ class _Trial:
         if seen.trouble or report.errors or (self._workload.says_done and not report.done):
             verdict = Verdict.failed(*_job_reasons(seen.trouble, report))
         else:
-            doubts = [*seen.doubts, *report.doubts(), *self._workload.doubts(report.spans), *self._others(capture)]
+            doubts = other_count(capture.counts, seen.requests, capture.again) + self._others(capture)
+            doubts = [*seen.doubts, *doubts, *report.doubts(), *self._workload.doubts(report.spans)]
             shares = self._workload.shares()
             verdict = Verdict.of_trace(capture.faults, expected, capture.bytes, seen.counted, doubts, shares)
         self._record["verdict"] = vars(verdict)

@@ -69,6 +69,20 @@ class Verdict:
         return cls("failed" if idle else "invalid" if reasons else "valid", reasons)
 
 
+def other_count(traced: Mapping[str, int] | None, counted: Mapping[str, int], again: int | None) -> list[str]:
+    """Return, in words, the operations of which the trace holds another number of requests than the device counted.
+
+    Some of the `again` completions that moved nothing are writes to the device: where a write carries a flush, its end
+    or the flush's may be counted besides. Where those are not known (None) the number of writes says nothing.
+    """
+    reasons = []
+    for op, count in (traced or {}).items():
+        most = count + (again or 0) if op == "write" else count
+        if not count <= counted[op] <= most and (op != "write" or again is not None):
+            reasons.append(f"the trace holds {count} {op} requests, the device counted {counted[op]}")
+    return reasons
+
+
 def _differs(op: str, traced: int, counted: int) -> str:
     return (
         f"the trace holds {traced} bytes of {op}s, the device counted {counted}: "

@@ -109,7 +109,8 @@ def test_a_request_belongs_to_the_window_it_overlaps(
 
 
 def test_no_output_at_all(tracer: bpftrace.Tracer) -> None:
-    assert written(tracer, b"") == (Capture(0, {"read": 0, "write": 0, "discard": 0}, NO_FAULTS), [])
+    nothing = {"read": 0, "write": 0, "discard": 0}
+    assert written(tracer, b"") == (Capture(0, nothing, nothing, faults=NO_FAULTS), [])
 
 
 @pytest.mark.parametrize(

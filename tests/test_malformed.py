@@ -160,7 +160,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         SMALL + "storage: {queue: {read_ahead_kb: -1}}\n",
         ["storage.queue.read_ahead_kb: must be 0"],
     ),
-    "a buffer too small": (SMALL + "trace: {buffer_size: 1KiB}\n", ["trace.buffer_size: must be 4KiB or more"]),
+    "a buffer too small": (SMALL + "trace: {buffer_size: 1KiB}\n", ["trace.buffer_size: must be 4 KiB or more"]),
     "samples too often": (SMALL + "trace: {sample_interval_ms: 1}\n", ["trace.sample_interval_ms: must be 10 or more"]),
     "a size in parsecs": (workload("sizes: [64 parsecs]"), ["workload.sizes: '64 parsecs' is not a size", "64MiB"]),
     "a size of nothing": (workload("sizes: [0]"), ["workload.sizes: 0 is not a whole number of bytes above zero"]),
@@ -244,7 +244,7 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["nothing-like-it.yaml"],
         [
             "nothing-like-it.yaml: no such file",
-            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart.yaml",
+            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart-noroot.yaml, quickstart.yaml",
         ],
     ),
     "nearly the name of a file": (

@@ -21,6 +21,7 @@ from tasks.lease import Lease
 from tasks.spec import Backing, QueueLimits, Storage, Trace
 from tasks.storage import Volume, flush, volume
 from tasks.tracers import Capture, Window
+from tasks.verdict import other_count
 from tests.pattern_job import extents
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -47,11 +48,13 @@ def traced(name: str, found: Volume, folder: Path, **options: object) -> tuple[C
             flush(found.offload_dir)
             if options.get("unlink"):
                 subprocess.run(["fstrim", found.mount.path], check=True, capture_output=True)
-            counted, end_ns = found.devices.settle().since(before), time.monotonic_ns()
+            after, end_ns = found.devices.settle(), time.monotonic_ns()
         capture = tracer.write(Window(begin_ns, end_ns), folder / f"{name}.parquet")
     finally:
         lease.clean()
-    assert any(capture.faults.values()) or capture.bytes == counted
+    if not any(capture.faults.values()):
+        assert capture.bytes == after.since(before)
+        assert other_count(capture.counts, after.requests_since(before), capture.again) == []
     return capture, pl.read_parquet(folder / f"{name}.parquet")
 
 

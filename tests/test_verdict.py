@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.verdict import Verdict
+from tasks.verdict import Verdict, other_count
 
 MIB = 1 << 20
 EXPECTED = {"read": 64 * MIB, "write": 32 * MIB}
@@ -113,3 +113,20 @@ def test_all_reasons_are_told() -> None:
 
 def test_failed_keeps_its_reasons() -> None:
     assert Verdict.failed("a", "b") == Verdict("failed", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("traced", "counted", "again", "wrong"),
+    [
+        ({"read": 3, "write": 2}, {"read": 3, "write": 2}, 0, 0),
+        ({"read": 3, "write": 2}, {"read": 4, "write": 2}, 5, 1),
+        ({"read": 3, "write": 2}, {"read": 3, "write": 6}, 5, 0),
+        ({"read": 3, "write": 2}, {"read": 3, "write": 8}, 5, 1),
+        ({"read": 3, "write": 2}, {"read": 3, "write": 1}, 5, 1),
+        ({"read": 3, "write": 2}, {"read": 3, "write": 8}, None, 0),
+        ({"read": 3, "write": 2}, {"read": 2, "write": 8}, None, 1),
+        (None, {"read": 2, "write": 8}, None, 0),
+    ],
+)
+def test_requests_are_counted_as_the_device_does(traced, counted, again, wrong):
+    assert len(other_count(traced, counted, again)) == wrong

@@ -41,6 +41,10 @@ class Capture:
 
     requests: int | None = None
     bytes: dict[str, int] | None = None
+    #: Completed requests with data by operation, as the device counts them: one that completes in parts is one.
+    counts: dict[str, int] | None = None
+    #: Completions that moved nothing (writes that carried a flush complete twice), None where they are not seen.
+    again: int | None = None
     #: Events that did not make it into the trace, by kind; any above zero makes the trial invalid.
     faults: dict[str, int] = field(default_factory=dict)
     #: Bytes moved by the thread that issued the requests, where the tracer knows it.

@@ -115,6 +115,7 @@ class EventStream:
             "rwbs": pa.DictionaryArray.from_arrays(end["rwbs"].copy(), words),
             "sector": np.maximum(end["sector"], 0),  # a flush is keyed by what is no sector
             "sectors": end["sectors"],
+            "issued_sectors": issue["sectors"],
             "error": pa.nulls(n, pa.int32()) if completion is None else completion["error"],
             "comm": pa.DictionaryArray.from_arrays(issue["comm"].copy(), words),
             "pid": issue["pid"],

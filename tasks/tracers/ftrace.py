@@ -113,6 +113,7 @@ class Tracer:
                     writer.write(stream.table(joined.issue[inside], joined.completion[inside]), device)
             for device, pairing in pairings.items():
                 writer.write(stream.table(pairing.open[_within(pairing.open, window)], None), device)
+                writer.count_again(int(np.count_nonzero(_within(pairing.empty, window))))
         self._spool.close()
         return writer.capture(self._faults(stream, pairings.values(), window) | {"blind": len(unseen)})
 

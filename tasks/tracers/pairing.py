@@ -72,11 +72,16 @@ class Pairing:
     orphans: Rows = field(default_factory=_none)
     #: Data completions that repeat the one before at their sector.
     duplicates: Rows = field(default_factory=_none)
+    #: Completions without sectors that are no flush's end: second ones of writes that carried a flush, empty bios.
+    empty: Rows = field(default_factory=_none)
     _inserted: Rows = field(default_factory=_none)
 
     def add(self, events: Rows) -> Requests:
         """Return the requests that `events` completes."""
         self._take_inserts(events)
+        nothing = (events["sectors"] == 0) & (events["kind"] == COMPLETE) & (events["sector"] != FLUSH_SECTOR)
+        if nothing.any():
+            self.empty = np.concatenate([self.empty, events[nothing]])
         events = np.concatenate([self.open, _keyed(events)])
         # Stable: events of one sector stay in time order, for the open ones come first.
         events = events[np.argsort(events["sector"], kind="stable")]

@@ -29,7 +29,8 @@ class RequestWriter:
         provenance = {"tracer": dict(facts), "devices": {d.dev: d.name for d in devices}}
         self._writer = SortedWriter(path, schema.described(schema.REQUESTS, provenance, recorded), "issue_ns")
         self._rows = self._errors = 0
-        self._bytes = dict.fromkeys(_COUNTED, 0)
+        self._bytes, self._counts = dict.fromkeys(_COUNTED, 0), dict.fromkeys(_COUNTED, 0)
+        self._again: int | None = None
         self._by_thread: Counter[int] = Counter()
 
     def __enter__(self) -> RequestWriter:
@@ -42,7 +43,8 @@ class RequestWriter:
     def write(self, table: pa.Table, device: Device) -> None:
         """Add requests of `device`: issue_ns, complete_ns, insert_ns, rwbs, sector, sectors, error, comm and pid.
 
-        A request whose complete_ns is null is kept, and its bytes count as not moved. insert_ns may be left out.
+        A request whose complete_ns is null is kept, and its bytes count as not moved. insert_ns may be left out, and so
+        may issued_sectors, which tells a request that completed in part: its rest is another row.
         """
         rwbs = _coded(table["rwbs"])
         known = pa.array(
@@ -58,10 +60,13 @@ class RequestWriter:
         }
         columns.setdefault("insert_ns", pa.nulls(table.num_rows, pa.int64()))
         rows = pa.table({name: columns[name] for name in schema.REQUESTS.names})
-        self._count(rows, op.to_numpy())
+        partial = np.zeros(table.num_rows, bool)
+        if "issued_sectors" in table.column_names:
+            partial = (table["sectors"].to_numpy() < table["issued_sectors"].to_numpy()).astype(bool)
+        self._count(rows, op.to_numpy(), partial)
         self._writer.write(rows)
 
-    def _count(self, rows: pa.Table, op: np.ndarray) -> None:
+    def _count(self, rows: pa.Table, op: np.ndarray, partial: np.ndarray) -> None:
         self._rows += rows.num_rows
         done = rows["complete_ns"].is_valid().to_numpy()
         moved = rows["bytes"].to_numpy()
@@ -69,15 +74,21 @@ class RequestWriter:
         for name in _COUNTED:
             chosen = done & (op == schema.OPERATIONS.index(name))
             self._bytes[name] += int(moved[chosen].sum())
+            self._counts[name] += int(np.count_nonzero(chosen & (moved > 0) & ~partial))
             self._errors += int(np.count_nonzero(failed & chosen))
         threads, place = np.unique(pc.fill_null(rows["pid"], 0).to_numpy(), return_inverse=True)
         sums = np.zeros(threads.size, np.int64)
         np.add.at(sums, place, np.where(done, moved, 0))
         self._by_thread.update(dict(zip(threads.tolist(), sums.tolist(), strict=True)))
 
+    def count_again(self, count: int) -> None:
+        """Take note of completions that moved nothing, some of which the device counts as writes."""
+        self._again = (self._again or 0) + count
+
     def capture(self, faults: Mapping[str, int]) -> Capture:
         """Return what was written, with the tracer's `faults` and the requests that failed on the device."""
-        return Capture(self._rows, dict(self._bytes), {**faults, "errors": self._errors}, dict(self._by_thread))
+        faults = {**faults, "errors": self._errors}
+        return Capture(self._rows, dict(self._bytes), dict(self._counts), self._again, faults, dict(self._by_thread))
 
 
 def _coded(column: pa.ChunkedArray) -> pa.DictionaryArray:
