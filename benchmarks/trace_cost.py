@@ -97,8 +97,9 @@ def by_study(found, argv):
     output, log = found.offload_dir.parent.parent / "study.txt", found.offload_dir.parent.parent / "study.log"
     before, counted = cpu_s(), found.devices.counters()
     with child(["bpftrace", "-e", STUDY, str(device.number)], log, os.environ, output) as process:
-        while not output.exists() or b"Attaching" not in output.read_bytes():
+        while process.poll() is None and b"Attaching" not in output.read_bytes():
             time.sleep(0.1)
+        assert process.poll() is None, f"bpftrace ended: {log.read_text()}"
         time.sleep(1)
         iops, fio_s = run_fio(argv)
         interrupt(process)
@@ -120,14 +121,15 @@ def traced(name, found, argv):
         with tracer.recording():
             counted, begin_ns = found.devices.settle(), time.monotonic_ns()
             iops, fio_s = run_fio(argv)
-            moved = found.devices.settle().since(counted)
+            done = found.devices.settle().requests_since(counted)
             window = Window(begin_ns, time.monotonic_ns())
         spent = cpu_s() - before - fio_s
         capture = tracer.write(window, lease.folder / "requests.parquet")
         decode = cpu_s() - before - fio_s - spent
         if capture.bytes is None:
             return Reading(iops, cpu_s=spent)
-        missed = sum(capture.faults.values()) + abs(moved["read"] - capture.bytes["read"]) // 4096
+        # A lost completion is a fault and a request too few: one of both counts.
+        missed = max(sum(capture.faults.values()), abs(done["read"] - capture.counts["read"]))
         return Reading(iops, 2 * capture.requests, missed, spent, decode)
     finally:
         lease.clean()

@@ -50,6 +50,9 @@ _OTHER_DEVICE = re.compile(r"\b(device|logdev|rtdev|journal_path|journal_dev|nam
 #: A scheduler as /sys/block/<device>/queue/scheduler lists it.
 _SCHEDULER = re.compile(r"[a-z][a-z0-9_-]*")
 
+#: Options by which mkfs makes nothing, or stops asking whether it should.
+_NOT_MADE = {"ext4": ("-n", "-S", "-F"), "xfs": ("-N", "-f"), "btrfs": ("-f", "--force")}
+
 #: No program of any use starts in less memory.
 _LEAST_MEMORY_BYTES = 4 << 20
 
@@ -616,6 +619,9 @@ def _check_storage(source: str, config: dict[str, Any]) -> None:
         for option in options:
             if "/" in option or _OTHER_DEVICE.search(option):
                 text = f"{option!r} may name another device or file; a trial touches its own image only"
+                raise ConfigError(source, f"storage.{name}", text)
+            if name == "mkfs_options" and option in _NOT_MADE[storage.fs]:
+                text = f"{option!r} forces mkfs, or keeps it from making a filesystem; leave it out"
                 raise ConfigError(source, f"storage.{name}", text)
     if storage.kind is StorageKind.device:
         _check_device(source, storage)

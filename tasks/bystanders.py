@@ -22,6 +22,9 @@ from tasks.units import format_bytes
 _INTERVAL_S = 1.0
 _RARENESS = 300
 
+#: The first namespace of process numbers (PROC_PID_INIT_INO, include/linux/proc_ns.h).
+_HOST_NUMBERS = f"pid:[{0xEFFFFFFC}]"
+
 #: Flag of a kernel thread in the ninth field of /proc/PID/stat (PF_KTHREAD, include/linux/sched.h).
 _KERNEL_THREAD = 0x00200000
 
@@ -58,7 +61,7 @@ class Bystanders:
     def look(self) -> float:
         """Take note of all threads there are now, and of what their processes have moved; return its CPU seconds."""
         begin_s = time.thread_time()
-        for folder in Path("/proc").glob("[0-9]*"):
+        for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):  # parents mostly come first
             try:
                 self._note(folder)
             except (OSError, ValueError, IndexError):
@@ -72,7 +75,8 @@ class Bystanders:
             return
         pid = int(folder.name)
         threads = [int(tid) for tid in os.listdir(folder / "task")]
-        if pid == os.getpid() or self._wanted in _environment(folder):
+        # A process may have overwritten its environment, as those with a title of their own do: it is its parent's.
+        if pid == os.getpid() or int(fields[1]) in self._ours or self._wanted in _environment(folder):
             self._ours.update(threads)
             return
         self._threads |= dict.fromkeys(threads, f"{name} (pid {pid})")
@@ -80,8 +84,13 @@ class Bystanders:
         _, first, _ = self._moved.get(pid, (name, moved, moved))
         self._moved[pid] = (name, first, moved)
 
-    def named(self, moved: Mapping[int, int]) -> dict[str, int]:
-        """Return the bytes of those threads in `moved` (bytes by thread) that are somebody else's, by process."""
+    def named(self, moved: Mapping[int, int]) -> dict[str, int] | None:
+        """Return the bytes of those threads in `moved` (bytes by thread) that are somebody else's, by process.
+
+        None in a container with process numbers of its own: the trace has the host's.
+        """
+        if os.readlink("/proc/self/ns/pid") != _HOST_NUMBERS:
+            return None
         found: Counter[str] = Counter()
         for tid, count in moved.items():
             if tid in self._threads and tid not in self._ours:
@@ -90,7 +99,7 @@ class Bystanders:
 
     def busiest(self, most: int = 3) -> dict[str, int]:
         """Return the processes that moved most bytes to or from any drive between the first look and the last."""
-        rows = {f"{name} (pid {pid})": last - first for pid, (name, first, last) in self._moved.items()}
+        rows = {f"{name} (pid {pid})": last - first for pid, (name, first, last) in list(self._moved.items())}
         return dict(Counter({k: v for k, v in rows.items() if v > 0}).most_common(most))
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def chosen(
             announce("finding out which tracer disturbs least (once for this kernel)")
             found = _measured(available, lease, dict(environment)) | {"key": key}
             _keep(found)
-    except (TaskError, OSError) as e:
+    except (TaskError, OSError, subprocess.SubprocessError) as e:
         return available[0], {"why": f"not calibrated: {e}"}
     return _best(found["tracers"]), {"why": _in_words(found["tracers"]), "calibration": found}
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -315,9 +315,9 @@ class Watch:
             self._count_placeless(file)
         try:
             table = pa.concat_tables([self._journal_rows(), *self._file_rows()])
-        except StorageError as e:
+        except (StorageError, OSError, ValueError) as e:
             self._facts["trouble"] = str(e)
-            table = self._journal_rows()
+            table = _PLAIN.empty_table()
         self._facts["mappings"] = table.num_rows
         table = table.sort_by([(name, "ascending") for name in ("dev", "sector", "seen_from_ns")])
         described = schema.described(schema.EXTENTS, provenance | {"extents": self.facts})
@@ -371,10 +371,11 @@ def _files_below(folder: Path, until: float) -> tuple[dict[str, tuple[int, ...]]
             with os.scandir(folder / within) as entries:
                 for entry in entries:
                     path = os.path.join(within, entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(path)
-                    elif entry.is_file(follow_symlinks=False):
-                        found[path] = _signature(entry.stat(follow_symlinks=False))
+                    with suppress(FileNotFoundError):  # it went meanwhile; the others are still there
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(path)
+                        elif entry.is_file(follow_symlinks=False):
+                            found[path] = _signature(entry.stat(follow_symlinks=False))
         except FileNotFoundError:
             continue
         if len(found) > _MOST_FILES or time.monotonic() > until:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ _GRACE_S = 30.0
 
 #: Slowest drive whose file is still laid out, in bytes per second; below it the limit strikes.
 _SLOWEST_BYTES_S = 20 * MIB
+
+#: How long a deleted file's blocks may take to be free again.
+_SPACE_LIMIT_S = 5.0
 
 #: A file smaller than this many times what is in flight is no workload: requests would queue on the same blocks.
 _FILE_ROUNDS = 4
@@ -139,7 +143,7 @@ def scratch(
     """
     # Beside the job's folder, inside what this attempt made and removes.
     place = found.offload_dir.parent / "fio"
-    size_bytes = _file_bytes(found, wanted_bytes, load)
+    size_bytes, free_bytes = _file_bytes(found, wanted_bytes, load), _free_bytes(found.offload_dir)
     folder.mkdir(parents=True, exist_ok=True)
     place.mkdir()
     troubles: list[str] = []
@@ -150,7 +154,7 @@ def scratch(
         yield File(path, size_bytes, first, environment, folder, troubles)
     finally:
         shutil.rmtree(place)
-        flush(found.offload_dir)
+        _wait_for_space(found.offload_dir, free_bytes)
         if "image" in found.facts:
             troubles += _unwrite(found.mount.path, Path(found.facts["image"]))
         with suppress(StorageError):  # whoever else keeps it busy is the trial's to report
@@ -171,6 +175,21 @@ def _file_bytes(found: Volume, wanted_bytes: int, load: Load) -> int:
             f"fio needs a file of {format_bytes(least)} or more in half of that"
         )
     return size_bytes
+
+
+def _free_bytes(folder: Path) -> int:
+    space = os.statvfs(folder)
+    return space.f_bfree * space.f_frsize
+
+
+def _wait_for_space(folder: Path, wanted_bytes: int) -> None:
+    """Sync until about as much is free as there was: xfs gives the blocks of a deleted file back in the background."""
+    end = time.monotonic() + _SPACE_LIMIT_S
+    while True:
+        flush(folder)
+        if _free_bytes(folder) >= wanted_bytes - MIB or time.monotonic() > end:
+            return
+        time.sleep(0.05)
 
 
 def _unwrite(mount_point: str, image: Path) -> list[str]:

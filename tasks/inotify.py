@@ -46,7 +46,11 @@ class Hints:
         """Wait for something to happen, at most `limit_s`; return the paths that changed and those that went away."""
         changed: set[str] = set()
         gone: set[str] = set()
-        ready, _, _ = select.select([fd for fd in (self._fd, self._stop) if fd >= 0], [], [], limit_s)
+        waiting = select.poll()  # select() takes no descriptor from 1024 on
+        for fd in (self._fd, self._stop):
+            if fd >= 0:
+                waiting.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in waiting.poll(max(0, limit_s) * 1000)]
         if self._fd in ready:
             data = os.read(self._fd, 1 << 16)
             at = 0

@@ -103,12 +103,19 @@ class Lease:
     def clean(self) -> list[str]:
         """End the attempt's processes, undo what is still held, remove the lease; return what could not be undone."""
         end_processes(self.token)
-        problems = []
-        for entry in reversed(self._held):
+        problems: list[str] = []
+        for entry in reversed(list(self._held)):
+            if problems and entry["kind"] in ("loop", "folder"):
+                continue  # what is still mounted lies in it
             try:
                 _UNDO[entry["kind"]](entry)
             except (OSError, KeyError, subprocess.SubprocessError) as e:
                 problems.append(f"{entry['kind']} {entry.get('path', '')}: {e}")
+                continue
+            # Undone once: the next time it might be somebody else's.
+            self._held.remove(entry)
+            if self.folder.is_dir():
+                self._write()
         if not problems:
             shutil.rmtree(self.folder, ignore_errors=True)
         return problems

@@ -63,5 +63,7 @@ def _checked(file: Path, value: Any) -> NodeConfig:
             raise NodeConfigError(f"{file}: {key}: unknown key; valid: {', '.join(known)}")
     scratch = value.get("scratch") or []
     if not isinstance(scratch, list) or not all(isinstance(d, str) and d.startswith("/dev/") for d in scratch):
-        raise NodeConfigError(f"{file}: scratch: must be a list of devices, such as [/dev/nvme1n1], not {scratch!r}")
+        raise NodeConfigError(
+            f"{file}: scratch: must be a list of devices, such as [/dev/disk/by-id/nvme-...], not {scratch!r}"
+        )
     return NodeConfig(tuple(scratch))

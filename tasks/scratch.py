@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,20 +90,37 @@ def claimed(path: str) -> Iterator[tuple[Device, int]]:
     wrong = wrong or obstacle(path)
     if wrong:
         raise StorageError(f"storage.device: {wrong}")
+    device = Device.of_node(path)
+    check_node(device)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_EXCL)
+        fd = os.open(device.node, os.O_RDWR | os.O_EXCL)
     except OSError as e:
         raise StorageError(f"storage.device: {_not_opened(path, e)}") from e
     try:
-        yield Device.of_node(path), fd
+        number = os.fstat(fd).st_rdev
+        if f"{os.major(number)}:{os.minor(number)}" != device.dev or obstacle(device.node, held=True):
+            raise StorageError(
+                f"storage.device: {path} has become another device, or came into use; nothing was written"
+            )
+        yield device, fd
     finally:
         os.close(fd)
 
 
-def obstacle(path: str, but_ours: bool = False) -> str | None:
+def check_node(device: Device) -> None:
+    """Raise StorageError unless the node of the kernel's name is this device; in containers it can be another one."""
+    if _no_device(device.node) or Device.of_node(device.node) != device:
+        raise StorageError(
+            f"storage.device: {device.node} is not the device {device.dev} that the kernel calls {device.name}: "
+            "give this container its devices under the kernel's own names"
+        )
+
+
+def obstacle(path: str, but_ours: bool = False, held: bool = False) -> str | None:
     """Say in words why the block device `path` cannot be formatted now, or None.
 
-    With `but_ours` a device that a trial of this node has mounted is none: the next trial waits for that one.
+    With `but_ours` a device that a trial of this node has mounted is none: the next trial waits for that one. With
+    `held` this process has it open for itself.
     """
     if wrong := _no_device(path):
         return wrong
@@ -117,7 +134,7 @@ def obstacle(path: str, but_ours: bool = False) -> str | None:
         lambda: _swapped_to(path, family),
         lambda: _built_upon(path, family),
         lambda: _write_protected(path),
-        lambda: _busy(path),
+        lambda: None if held else _busy(path),
     )
     return next((words for check in checks if (words := check())), None)
 
@@ -127,7 +144,10 @@ def _no_device(path: str) -> str | None:
         found = os.stat(path)
     except OSError as e:
         return f"{path}: {e.strerror}"
-    return None if stat.S_ISBLK(found.st_mode) else f"{path} is no block device"
+    if not stat.S_ISBLK(found.st_mode):
+        return f"{path} is no block device"
+    known = (_SYS_DEV / f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}").exists()
+    return None if known else f"{path}: no such device: the kernel does not know its number"
 
 
 def _family(device: Device) -> set[str]:
@@ -168,7 +188,15 @@ def _swapped_to(path: str, family: set[str]) -> str | None:
 
 def _built_upon(path: str, family: set[str]) -> str | None:
     names = sorted({h.name for dev in family for h in (_SYS_DEV / dev / "holders").glob("*")})
-    return f"{path} is part of {', '.join(names)} (LVM, md or device-mapper)" if names else None
+    if names:
+        return f"{path} is part of {', '.join(names)} (LVM, md or device-mapper)"
+    # A loop device holds what it lies on without claiming it.
+    for image in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            below = image.read_text().strip()
+            if not _no_device(below) and Device.of_node(below).dev in family:
+                return f"{path} is in use: {image.parent.parent.name} lies on it"
+    return None
 
 
 def _write_protected(path: str) -> str | None:

@@ -228,7 +228,7 @@ class Stacks:
         """Take what goes wrong in the body for the end of the stacks, not of the trial; later steps then do nothing."""
         try:
             yield
-        except (TaskError, OSError) as e:
+        except (TaskError, OSError, ValueError, LookupError, MemoryError) as e:
             self.trouble = self.trouble or f"no stacks were recorded: {e}"
 
     @contextmanager

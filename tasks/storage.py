@@ -23,7 +23,7 @@ from tasks.lease import MARKER, Lease
 from tasks.mounts import Mount, device_numbers, devices_of, mount_of, options_not_in_force, read_ahead_folder
 from tasks.process import tool
 from tasks.queues import held_queues, queue_facts
-from tasks.scratch import claimed
+from tasks.scratch import check_node, claimed
 from tasks.spec import ANY_FILESYSTEM, FILESYSTEMS, NO_DISCARD, Backing, Storage, StorageKind
 from tasks.state import FOLDER_PREFIX, default_image_dir
 from tasks.units import format_bytes, parse_bytes
@@ -49,10 +49,13 @@ class Volume:
         return device.leaf_drives(*(d.dev for d in self.devices))
 
     def beneath(self) -> Devices | None:
-        """Return the drives under the traced devices, or None where these are drives themselves."""
+        """Return the drive under the traced devices; None where these are drives themselves, or it is several.
+
+        Of several, mirrors write everything twice.
+        """
         names = () if self.drive_facts()["ram_backed"] else self.drives()
         below = [Device.of_name(name) for name in names if name not in {d.name for d in self.devices}]
-        return Devices(tuple(below)) if below else None
+        return Devices(tuple(below)) if len(below) == 1 else None
 
     def drive_facts(self) -> dict[str, Any]:
         """Return the drive that requests end on; an image in memory is its own."""
@@ -157,7 +160,9 @@ def _device(storage: Storage, lease: Lease) -> Iterator[Volume]:
             if storage.trim:
                 facts["trimmed_bytes"] = discard_device(fd, source.size_bytes, storage.device)
         options = [*FILESYSTEMS[storage.fs], *NO_DISCARD[storage.fs], *storage.mkfs_options]
+        check_node(source)
         tool([f"mkfs.{storage.fs}", *options, source.node], StorageError, timeout_s=600)
+        check_node(source)
         facts["mkfs"] = [f"mkfs.{storage.fs}", *options]
         with _mounted(_quiet(storage), source, folder, lease) as (offload_dir, mount):
             yield Volume(offload_dir, device.request_devices(*device_numbers(offload_dir)), mount, facts)

@@ -231,6 +231,7 @@ class _Trial:
         except TracerError:
             if seen is not None:  # what the job itself measured outlives its tracer
                 self._keep(job, seen, sampler)
+                _add_trouble(self._record, seen.trouble)
             raise
         self._announce("reading the trace")
         report = self._keep(job, seen, sampler)
@@ -241,9 +242,6 @@ class _Trial:
 
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
         """Write samples, phases, metrics and stacks, which need no trace, and return what the job reported."""
-        if self._stacks:
-            self._record["stacks"] = self._stacks.write(self._spool)
-            _add_trouble(self._record, self._stacks.trouble)
         sampler.write(self._spool / "samples.parquet", self._provenance)
         self._record["sampler"] = sampler.facts()
         _add_trouble(self._record, sampler.trouble)
@@ -251,6 +249,9 @@ class _Trial:
         phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
         self._record["metrics"] = report.metrics | seen.memory
         self._record["bytes"]["counted"] = seen.counted
+        if self._stacks:
+            self._record["stacks"] = self._stacks.write(self._spool)
+            _add_trouble(self._record, self._stacks.trouble)
         return report
 
     def _observe(self, found: Volume, job: Job, sampler: Sampler, watch: Watch) -> _Observed:
@@ -302,6 +303,8 @@ class _Trial:
         }
         expected = self._workload.expected(report.spans)
         self._record["bytes"] = {"expected": expected, "traced": capture.bytes, "counted": seen.counted}
+        if capture.bytes is None:
+            self._tell_surplus(expected, seen.counted, self._record["device"]["name"])
         if seen.trouble or report.errors or (self._workload.says_done and not report.done):
             verdict = Verdict.failed(*_job_reasons(seen.trouble, report))
         else:
@@ -313,12 +316,22 @@ class _Trial:
 
     def _others(self, capture: Capture) -> list[str]:
         """Record which other processes used the traced device; return a doubt where that was more than a little."""
-        others = self._bystanders.named(capture.by_thread)
-        self._record["tracer"]["others_bytes"] = others
-        moved = sum(others.values())
+        others = self._bystanders.named(capture.by_thread) if capture.bytes is not None else None
+        self._record["tracer"]["others_bytes"] = "unknown" if others is None else others
+        moved = sum((others or {}).values())
         if moved <= _OTHERS_SHARE * sum((capture.bytes or {}).values()):
             return []
-        return [f"other processes moved {format_bytes(moved)} on the traced device: {listed(others)}"]
+        return [f"other processes moved {format_bytes(moved)} on the traced device: {listed(others or {})}"]
+
+    def _tell_surplus(self, expected: dict[str, int] | None, counted: dict[str, int], device: str) -> None:
+        """Tell of bytes beyond what the job should have moved, where no trace says whose they were."""
+        surplus = sum(max(0, counted[op] - n) for op, n in (expected or {}).items())
+        if surplus > max(_BENEATH_BYTES, _BENEATH_SHARE * sum((expected or {}).values())):
+            names = listed(self._bystanders.busiest()) or "no process by name"
+            text = (
+                f"{format_bytes(surplus)} more were moved on {device} than the job should, by others perhaps ({names})"
+            )
+            _add_trouble(self._record, text)
 
     @property
     def _phases_path(self) -> Path:

@@ -10,7 +10,7 @@ import pytest
 
 from tasks import workloads
 from tasks.lease import Lease
-from tasks.spec import TrialSpec
+from tasks.spec import Trace, TrialSpec
 
 #: How the tokens of this process's trials begin, and what they leave on the machine.
 TOKENS = f"t{os.getpid()}"
@@ -66,7 +66,7 @@ def trial_config(tracer="ftrace", fs="xfs", backing="tmpfs", workload=None, **ch
     config = {
         "workload": workload or {"kind": "pattern"},
         "storage": storage | changes.pop("storage", {}),
-        "trace": {"tracer": tracer, "buffer_size": "4MiB", "sample_interval_ms": 50} | changes.pop("trace", {}),
+        "trace": vars(Trace(tracer=tracer, sample_interval_ms=50)) | changes.pop("trace", {}),
         "ceiling": {"enabled": False} | changes.pop("ceiling", {}),
         "limits": {"time_limit_s": 60, "memory": None} | changes.pop("limits", {}),
     }

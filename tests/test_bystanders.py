@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.bystanders import Bystanders
-from tasks.lease import TOKEN_VARIABLE
+from tasks.lease import TOKEN_VARIABLE, process_start
 from tests.conftest import OURS, trial_config
 
 READER = """
@@ -25,21 +26,36 @@ for n in range(200):
 """
 
 
-def sleeper(environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(["sleep", "60"], env={**os.environ, **environment})
+def stranger(*argv: object) -> int:
+    """Start a process that is no descendant of this one once the shell between them has ended; return its pid."""
+    command = ["sh", "-c", '"$@" >/dev/null 2>&1 & echo $!', "sh", *map(str, argv)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def wait_for(pid: int) -> None:
+    while process_start(pid):
+        time.sleep(0.05)
 
 
 def test_threads_of_others_are_named_and_ours_are_not() -> None:
-    ours, other = sleeper({TOKEN_VARIABLE: "mine"}), sleeper({})
+    ours, other = stranger("env", f"{TOKEN_VARIABLE}=mine", "sleep", "60"), stranger("sleep", "60")
+    child = subprocess.Popen(["sleep", "60"])
     try:
+        time.sleep(0.2)  # until env has become sleep
         seen = Bystanders("mine")
         seen.look()
-        moved = {ours.pid: 10, other.pid: 20, threading.get_native_id(): 30, 2: 40, 1 << 22: 50}
-        assert seen.named(moved) == {f"sleep (pid {other.pid})": 20}
+        me = threading.get_native_id()
+        moved = {ours: 10, other: 20, child.pid: 25, me: 30, 2: 40, 1 << 22: 50}
+        assert seen.named(moved) == {f"sleep (pid {other})": 20}
     finally:
-        for process in (ours, other):
-            process.kill()
-            process.wait()
+        for pid in (ours, other, child.pid):
+            os.kill(pid, signal.SIGKILL)
+        child.wait()
+
+
+def test_in_a_container_with_numbers_of_its_own_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026532999]")
+    assert Bystanders("mine").named({1: 5}) is None
 
 
 def mount_points() -> list[str]:
@@ -48,12 +64,12 @@ def mount_points() -> list[str]:
 
 @pytest.mark.root
 def test_another_reader_of_the_device_is_named_and_makes_the_trial_invalid(run_here) -> None:
-    readers: list[subprocess.Popen] = []
+    readers: list[int] = []
 
     def read_meanwhile() -> None:
         time.sleep(1.5)  # by then the device has come to rest and the job sleeps
-        readers.append(subprocess.Popen([sys.executable, "-c", READER, mount_points()[0]]))
-        readers[0].wait()
+        readers.append(stranger(sys.executable, "-c", READER, mount_points()[0]))
+        wait_for(readers[0])
 
     thread = threading.Thread(target=read_meanwhile)
 
@@ -65,7 +81,7 @@ def test_another_reader_of_the_device_is_named_and_makes_the_trial_invalid(run_h
     thread.join()
     others = record["tracer"]["others_bytes"]
     (name,) = others
-    assert name.endswith(f"(pid {readers[0].pid})")
+    assert name.endswith(f"(pid {readers[0]})")
     assert others[name] == 200 << 20
     assert record["bytes"]["traced"] == record["bytes"]["counted"]
     assert record["verdict"]["state"] == "invalid"
@@ -90,10 +106,11 @@ def test_a_writer_on_the_drive_beneath_the_image_is_told_of(run_here, state: Pat
 
     def write_meanwhile() -> None:
         time.sleep(1.5)
-        subprocess.run([sys.executable, "-c", WRITER, state / "noise"], check=True)
+        wait_for(stranger(sys.executable, "-c", WRITER, state / "noise"))
 
     thread = threading.Thread(target=write_meanwhile)
-    config = trial_config(backing="disk", workload={"kind": "command", "argv": ["sh", "-c", QUIET_JOB]})
+    job = {"kind": "command", "argv": ["sh", "-c", QUIET_JOB, "{offload_dir}"]}
+    config = trial_config(backing="disk", workload=job)
     record, _ = run_here(config, announce)
     thread.join()
     assert record["verdict"]["state"] == "valid", record["verdict"]
@@ -102,7 +119,7 @@ def test_a_writer_on_the_drive_beneath_the_image_is_told_of(run_here, state: Pat
     assert "python" in record["trouble"]
 
 
-QUIET_JOB = "dd if=/dev/zero of=file bs=1M count=1 oflag=direct; sleep 6"
+QUIET_JOB = 'dd if=/dev/zero of="$0/file" bs=1M count=1 oflag=direct; sleep 6'
 
 
 @pytest.mark.root

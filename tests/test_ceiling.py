@@ -157,7 +157,7 @@ def found(tmp_path):
     """Return storage that was not made for the test: the filesystem of its own folder."""
     mount = mount_of(tmp_path)
     device = next(d for d in sorted(os.listdir("/sys/block")) if os.path.exists(f"/sys/block/{d}/queue/scheduler"))
-    return Volume(tmp_path, Devices((Device.of_name(device),)), mount, {"kind": "directory"})
+    return Volume(tmp_path, Devices((Device.of_name(device),)), mount, {"kind": "directory", "queue": {}})
 
 
 ENTRY = {f"{name}_gib_s": 1.5 for name in FOUR}
@@ -207,8 +207,9 @@ def test_the_key_changes_with_everything_a_ceiling_depends_on(found, monkeypatch
     others += [digest(storage=base["storage"] | {"image_size": "1GiB"})]
     mount = dataclasses.replace(found.mount, options="rw,noatime,other")
     others += [digest(dataclasses.replace(found, mount=mount))]
+    others += [digest(dataclasses.replace(found, facts=found.facts | {"queue": {"scheduler": "bfq"}}))]
     for name, value in (
-        ("queue_limits", lambda devices: {"scheduler": "[none]", "nr_requests": "7"}),
+        ("queue_facts", lambda devices, read_ahead: {"scheduler": "none", "nr_requests": "7"}),
         ("boot_id", lambda: "another"),
         ("disk_sequence", lambda name: "77"),
         ("drive_model", lambda name: "another"),

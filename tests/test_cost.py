@@ -38,7 +38,7 @@ def test_the_same_job_with_and_without_the_trials_own_tracer(run_here, left_behi
         assert row["ratio"] == sorted(ratios)[1]
         assert (row["least_ratio"], row["greatest_ratio"]) == (min(ratios), max(ratios))
         assert row["requests"] > 100
-        assert row["missed"] >= 0
+        assert row["missed"] == 0 or tracer == "bpftrace"
         assert row["tracer_cpu_s_per_million_events"] > 0
     assert record["tracer"]["requests"] < 2000  # the trial's own
     assert record["bytes"]["traced"] == record["bytes"]["counted"]

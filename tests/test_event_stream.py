@@ -18,7 +18,7 @@ from tasks.tracers import Window, event_stream, ftrace
 from tasks.tracers.event_stream import EventStream
 from tasks.tracers.pairing import COMPLETE, ISSUE
 from tasks.tracers.ring_buffer import EventFormat, page_length
-from tasks.tracers.spool import Segment
+from tasks.tracers.spool import Segment, Spool
 from tests.conftest import trial_config
 from tests.trace_pages import COMPLETE_FORMAT, ISSUE_FORMAT, MISSED, Page, record
 
@@ -105,6 +105,39 @@ def test_what_goes_wrong_while_decoding_ahead_reaches_the_reader(tmp_path: Path)
     (tmp_path / "cpu0.pages").unlink()
     with pytest.raises(FileNotFoundError):
         list(stream.chunks())
+
+
+def test_cpus_that_saw_nothing_take_no_memory_and_busy_ones_grow(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 1 << 20)
+    page = Page(7)
+    page.event(7, record())
+    for cpu in range(64):
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        for _ in range(3 if cpu == 5 else 0):
+            os.write(write, page.encoded(7))
+        spool.take(f"cpu{cpu}", read, 4096, last=True)
+        os.close(read)
+        os.close(write)
+    assert list(spool.cpus) == ["cpu5"]
+    assert [len(s.begins_ns) for s in spool.cpus["cpu5"]] == [3]
+    assert not (tmp_path / "spool").exists()
+    assert sum(map(len, EventStream([*spool.cpus.values()], FORMATS).chunks())) == 3
+
+
+def test_pages_behind_the_rest_of_one_that_was_being_written_are_not_left(tmp_path: Path) -> None:
+    short, full = Page(1), Page(2)
+    short.event(1, record())
+    while len(full.data) < 3000:
+        full.event(2, record())
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, short.encoded(1) + full.encoded(2) + short.encoded(3))
+    spool = Spool(tmp_path / "spool", 1 << 20)
+    spool.take("cpu0", read, 4096)
+    assert [len(s.begins_ns) for s in spool.cpus["cpu0"]] == [3]
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.root

@@ -200,6 +200,23 @@ def test_what_cannot_be_undone_is_told_and_tried_again(
     assert not lease.folder.exists()
 
 
+def test_what_was_undone_once_is_not_undone_again(undone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease.take("stuck")
+    lease._held = [{"kind": "fails", "path": "/mnt"}, {"kind": "fake", "path": "queue"}]
+    lease._write()
+
+    def refuse(entry: dict[str, object]) -> None:
+        raise OSError("busy")
+
+    monkeypatch.setitem(leases._UNDO, "fails", refuse)
+    monkeypatch.setitem(leases._UNDO, "fake", lambda entry: undone.append(str(entry["path"])))
+    for _ in range(2):
+        again = Lease.load(lease.folder)
+        assert again is not None
+        assert again.clean() == ["fails /mnt: busy"]
+    assert undone == ["queue"]
+
+
 def test_a_kind_that_this_version_does_not_know_is_told(undone: list[str]) -> None:
     lease = Lease.take("token")
     entries = [{"kind": "thing", "path": "a"}, {"kind": "of another version", "path": "b"}]

@@ -218,6 +218,10 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         SMALL + "storage: {kind: directory, fs: zfs, path: /usr}\n",
         ["c.yaml: no node can run", "storage.fs: /usr is ", "not zfs"],
     ),
+    "a mkfs that makes nothing": (
+        SMALL + "storage: {mkfs_options: [-n]}\n",
+        ["storage.mkfs_options: '-n' forces mkfs, or keeps it from making"],
+    ),
     "a relative folder": (SMALL + "storage: {path: images}\n", ["storage.path: must start with /", "'images'"]),
     "memory in a folder": (SMALL + "storage: {backing: tmpfs, path: /tmp}\n", ["storage.path: storage.backing=tmpfs"]),
     "a name with a slash": (SMALL + "name: a/b\n", ["name: 'a/b' cannot name a folder"]),

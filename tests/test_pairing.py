@@ -77,7 +77,7 @@ def joined(events: list[Event], cuts: list[int] | None = None) -> Joined:
         assert (found.completion["kind"] == COMPLETE).all()
         assert (found.issue["sector"] == found.completion["sector"]).all()
         requests += list(zip(found.issue["t_ns"].tolist(), found.completion["t_ns"].tolist(), strict=True))
-    orphans = pairing.orphans["t_ns"].tolist() + pairing.duplicates["t_ns"].tolist()
+    orphans = pairing.orphans.tolist() + pairing.duplicates.tolist()
     return Joined(sorted(requests), sorted(pairing.open["t_ns"].tolist()), sorted(orphans))
 
 
@@ -184,8 +184,8 @@ def test_a_completion_that_comes_twice_is_told_from_one_without_its_issue() -> N
     pairing = Pairing()
     twice = [Event(1, ISSUE, 8, 8), Event(2, COMPLETE, 8, 8), Event(3, COMPLETE, 8, 8)]
     pairing.add(rows([*twice, Event(4, COMPLETE, 64, 8)]))
-    assert pairing.duplicates["t_ns"].tolist() == [3]
-    assert pairing.orphans["t_ns"].tolist() == [4]
+    assert pairing.duplicates.tolist() == [3]
+    assert pairing.orphans.tolist() == [4]
 
 
 def inserts(events: list[Event], cuts: list[int]) -> dict[int, int]:

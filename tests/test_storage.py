@@ -17,6 +17,7 @@ from sweep.errors import ConfigError
 from sweep.placement import Node, Placement, needs, place, resources_of
 from sweep.plan import Grid
 from tasks import machine, node_config, scratch
+from tasks.device import Device
 from tasks.errors import StorageError
 from tasks.lease import Lease, reap
 from tasks.machine import Offer, Place
@@ -290,6 +291,28 @@ def test_what_is_in_use_is_never_formatted(listed, state):
 
 
 @pytest.mark.root
+def test_a_loop_device_over_a_scratch_drive_uses_it(listed, drive):
+    listed(drive)
+    assert scratch.obstacle(drive) is None
+    above = sh("losetup", "--find", "--show", "--offset", 1 << 20, drive)
+    try:
+        assert scratch.obstacle(drive) == f"{drive} is in use: {above.removeprefix('/dev/')} lies on it"
+    finally:
+        sh("losetup", "--detach", above)
+    assert scratch.obstacle(drive) is None
+
+
+@pytest.mark.root
+def test_a_node_that_is_another_device_is_not_formatted(listed, drive, state):
+    name = drive.removeprefix("/dev/")
+    with loop() as other:
+        stranger = Device(name, Device.of_node(other).dev)
+        with pytest.raises(StorageError, match=f"{drive} is not the device .* that the kernel calls {name}"):
+            scratch.check_node(stranger)
+    scratch.check_node(Device.of_node(drive))
+
+
+@pytest.mark.root
 def test_all_three_yeses_are_asked_on_the_node_too(listed, drive, tmp_path):
     def refusal(**changes):
         settings = {"device": drive, "allow_format": True} | changes
@@ -341,7 +364,10 @@ def test_a_killed_trial_lets_go_of_its_scratch_device(listed, drive, state):
     ("text", "words"),
     [
         ("scrath: [/dev/sdb]", "scrath: unknown key; valid: scratch"),
-        ("scratch: /dev/sdb", r"scratch: must be a list of devices, such as \[/dev/nvme1n1\], not '/dev/sdb'"),
+        (
+            "scratch: /dev/sdb",
+            r"scratch: must be a list of devices, such as \[/dev/disk/by-id/nvme-\.\.\.\], not '/dev/sdb'",
+        ),
         ("scratch: [sdb]", r"not \['sdb'\]"),
         ("scratch: [1]", "must be a list of devices"),
         ("[/dev/sdb]", "must be a mapping with the keys scratch"),

@@ -69,17 +69,21 @@ class Tracer:
         """Record while the body runs."""
         ensure_mounted()
         with self._lease.hold("ftrace", path=str(self._instance)):
-            try:
+            with _told_as("cannot be set up (a smaller trace.buffer_size needs less memory)"):
                 self._set_up()
-            except OSError as e:
-                raise TracerError(f"ftrace: cannot set up {self._instance}: {e.strerror}") from e
             with _draining(self._instance, self._spool):
-                self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
+                self._control_read()
                 yield
-                self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
-                self._write("tracing_on", "0")
-            self._lost = sum(_lost_on(cpu) for cpu in _cpus(self._instance))
+                self._control_read()
+                with _told_as("cannot be stopped"):
+                    self._write("tracing_on", "0")
+            with _told_as("does not tell what it lost"):
+                self._lost = sum(_lost_on(cpu) for cpu in _cpus(self._instance))
         self.facts["spooled_to_disk_bytes"] = self._spool.disk_bytes
+
+    def _control_read(self) -> None:
+        with _told_as("cannot read the first page of the traced device"):
+            self._sentinels += [_Sentinel(d.number, *read_first_page(d)) for d in self._devices]
 
     def _write(self, name: str, value: str) -> None:
         (self._instance / name).write_text(value)
@@ -112,23 +116,29 @@ class Tracer:
                     inside = (joined.completion["t_ns"] > window.begin_ns) & (joined.issue["t_ns"] < window.end_ns)
                     writer.write(stream.table(joined.issue[inside], joined.completion[inside]), device)
             for device, pairing in pairings.items():
-                writer.write(stream.table(pairing.open[_within(pairing.open, window)], None), device)
-                writer.count_again(int(np.count_nonzero(_within(pairing.empty, window))))
+                writer.write(stream.table(pairing.open[_within(pairing.open["t_ns"], window)], None), device)
+                writer.count_again(_count(pairing.empty, window))
         self._spool.close()
         return writer.capture(self._faults(stream, pairings.values(), window) | {"blind": len(unseen)})
 
     def _faults(self, stream: EventStream, pairings: Iterable[Pairing], window: Window) -> dict[str, int]:
-        def count(*sets: Rows) -> int:
-            return sum(int(np.count_nonzero(_within(events, window))) for events in sets)
-
         return {
             # The kernel's own count where it has one; a page says only that something before it is missing.
             "lost": self._lost or stream.gaps,
-            "unmatched": sum(count(p.open, p.orphans) for p in pairings),
-            "duplicate": sum(count(p.duplicates) for p in pairings),
+            "unmatched": sum(_count(p.open["t_ns"], window) + _count(p.orphans, window) for p in pairings),
+            "duplicate": sum(_count(p.duplicates, window) for p in pairings),
             "out_of_order": stream.out_of_order,
             "malformed": stream.malformed,
         }
+
+
+@contextmanager
+def _told_as(trouble: str) -> Iterator[None]:
+    """Raise what goes wrong in the body as the tracer's trouble."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        raise TracerError(f"ftrace: {trouble}: {e}") from e
 
 
 @dataclass(frozen=True)
@@ -151,9 +161,14 @@ def _formats() -> dict[int, EventFormat]:
     return {kind: EventFormat.parse((folder / name / "format").read_text()) for name, kind in _EVENTS.items()}
 
 
-def _within(events: Rows, window: Window) -> npt.NDArray[np.bool_]:
-    inside: npt.NDArray[np.bool_] = (events["t_ns"] > window.begin_ns) & (events["t_ns"] < window.end_ns)
+def _within(t_ns: npt.NDArray[np.int64], window: Window) -> npt.NDArray[np.bool_]:
+    inside: npt.NDArray[np.bool_] = (t_ns > window.begin_ns) & (t_ns < window.end_ns)
     return inside
+
+
+def _count(t_ns: Any, window: Window) -> int:
+    """Return how many of these times lie in the window."""
+    return int(np.count_nonzero(_within(np.asarray(t_ns, np.int64), window)))
 
 
 def _cpus(instance: Path) -> list[Path]:
@@ -172,7 +187,7 @@ def _draining(instance: Path, spool: Spool) -> Iterator[None]:
     flags = os.O_RDONLY | os.O_NONBLOCK
     sources = {cpu.name: os.open(cpu / "trace_pipe_raw", flags) for cpu in _cpus(instance)}
     page_bytes = int((instance / _SUBBUFFER).read_text()) * 1024 if (instance / _SUBBUFFER).exists() else _PAGE_BYTES
-    trouble: list[OSError] = []
+    trouble: list[Exception] = []
 
     def loop() -> None:
         try:
@@ -182,7 +197,7 @@ def _draining(instance: Path, spool: Spool) -> Iterator[None]:
                     spool.take(cpu, source, page_bytes, last)
                 if last:
                     return
-        except OSError as e:
+        except Exception as e:  # noqa: BLE001 - a thread's trouble must reach the trial
             trouble.append(e)
 
     thread = threading.Thread(target=loop, name="ftrace", daemon=True)
@@ -196,4 +211,5 @@ def _draining(instance: Path, spool: Spool) -> Iterator[None]:
             os.close(source)
         spool.finish()
     if trouble:
-        raise TracerError(f"ftrace: cannot save the trace: {trouble[0].strerror}")
+        text = f"ftrace: cannot save the trace: {trouble[0]}; free some space in {spool.folder.parent}, or raise"
+        raise TracerError(f"{text} trace.spool_memory, or name another folder by OFFLOAD_SWEEP_STATE")

@@ -15,6 +15,7 @@ layer emits is known and sorted out here:
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,12 +69,13 @@ class Pairing:
 
     #: Issues that have no completion yet.
     open: Rows = field(default_factory=_none)
-    #: Data completions whose issue was not seen.
-    orphans: Rows = field(default_factory=_none)
-    #: Data completions that repeat the one before at their sector.
-    duplicates: Rows = field(default_factory=_none)
-    #: Completions without sectors that are no flush's end: second ones of writes that carried a flush, empty bios.
-    empty: Rows = field(default_factory=_none)
+    #: Times (ns) of data completions whose issue was not seen.
+    orphans: array[int] = field(default_factory=lambda: array("q"))
+    #: Times of data completions that repeat the one before at their sector.
+    duplicates: array[int] = field(default_factory=lambda: array("q"))
+    #: Times of completions without sectors that are no flush's end: second ones of writes that carried a flush, empty
+    #: bios.
+    empty: array[int] = field(default_factory=lambda: array("q"))
     _inserted: Rows = field(default_factory=_none)
 
     def add(self, events: Rows) -> Requests:
@@ -81,7 +83,7 @@ class Pairing:
         self._take_inserts(events)
         nothing = (events["sectors"] == 0) & (events["kind"] == COMPLETE) & (events["sector"] != FLUSH_SECTOR)
         if nothing.any():
-            self.empty = np.concatenate([self.empty, events[nothing]])
+            self.empty.frombytes(events["t_ns"][nothing].tobytes())
         events = np.concatenate([self.open, _keyed(events)])
         # Stable: events of one sector stay in time order, for the open ones come first.
         events = events[np.argsort(events["sector"], kind="stable")]
@@ -102,8 +104,8 @@ class Pairing:
         lost = orphan & (events["kind"] == COMPLETE) & (events["sector"] != FLUSH_SECTOR)
         again = np.zeros(len(events), bool)
         again[1:] = events[["sector", "sectors", "kind"]][1:] == events[["sector", "sectors", "kind"]][:-1]
-        self.duplicates = np.concatenate([self.duplicates, events[lost & again]])
-        self.orphans = np.concatenate([self.orphans, events[lost & ~again]])
+        self.duplicates.frombytes(events["t_ns"][lost & again].tobytes())
+        self.orphans.frombytes(events["t_ns"][lost & ~again].tobytes())
 
     def _take_inserts(self, events: Rows) -> None:
         """Write the time of their insert into the issues among `events`."""

@@ -6,6 +6,7 @@ are read into memory that is there already and kept without their unused rest: w
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from array import array
@@ -18,8 +19,10 @@ import numpy.typing as npt
 
 from tasks.tracers.ring_buffer import page_length
 
-#: Memory is taken in pieces of this size, filled with zeros by the kernel at once and not fault by fault.
+#: Memory is taken in pieces of this size, filled with zeros by the kernel at once and not fault by fault. A CPU's first
+#: ones are smaller: most CPUs of a large machine see few requests.
 _PIECE_BYTES = 4 << 20
+_FIRST_PIECE_BYTES = 128 << 10
 
 Integers = npt.NDArray[np.int64]
 
@@ -56,7 +59,7 @@ class Spool:
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
         """Keep `memory_bytes` over all CPUs in memory and what comes after in files in `folder`."""
-        self._folder, self._left_bytes = folder, memory_bytes
+        self.folder, self._left_bytes = folder, memory_bytes
         self.cpus: dict[str, list[Segment]] = {}
         self._files: dict[str, int] = {}
         #: Bytes that went to the disk.
@@ -66,47 +69,52 @@ class Spool:
         """Read all pages that `source`, a `trace_pipe_raw` that does not block, holds now.
 
         Up to the one that is being written, unless it is the `last` time: of that one there is always a little more.
+        The first may be the rest of such a one. Raises OSError where the disk is full.
         """
-        length = page_bytes
-        while last or length > page_bytes // 2:
-            segment = self._room(cpu, page_bytes)
-            memory = segment.where if isinstance(segment.where, mmap.mmap) else self._between(page_bytes)
-            at = segment.end if memory is segment.where else 0
-            with memoryview(memory) as whole, whole[at : at + page_bytes] as room:
-                try:
-                    if not os.readv(source, [room]):
-                        return
-                except BlockingIOError:
+        if len(self._page) < page_bytes:
+            self._page = bytearray(page_bytes)
+        first = True
+        while True:
+            try:
+                if not os.readv(source, [memoryview(self._page)[:page_bytes]]):
                     return
-                begin_ns, length = int.from_bytes(room[:8], "little"), page_length(bytes(room[8:16]))
-                if memory is not segment.where:
-                    os.write(self._files[cpu], room[:length])
-                    self.disk_bytes += length
-            segment.add(begin_ns, length)
+            except BlockingIOError:
+                return
+            length = page_length(bytes(self._page[8:16]))
+            self._keep(cpu, memoryview(self._page)[:length])
+            if not (first or last or length > page_bytes // 2):
+                return
+            first = False
 
-    def _room(self, cpu: str, page_bytes: int) -> Segment:
-        """Return the segment that the next page of `cpu` goes to."""
+    def _keep(self, cpu: str, page: memoryview) -> None:
+        segment = self._room(cpu, len(page))
+        if isinstance(segment.where, mmap.mmap):
+            segment.where[segment.end : segment.end + len(page)] = page
+        else:
+            if os.write(self._files[cpu], page) < len(page):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.disk_bytes += len(page)
+        segment.add(int.from_bytes(page[:8], "little"), len(page))
+
+    def _room(self, cpu: str, length: int) -> Segment:
+        """Return the segment that the next page of `cpu` goes to; memory comes in pieces, the first ones small."""
         segments = self.cpus.setdefault(cpu, [])
-        if segments and (isinstance(segments[-1].where, Path) or segments[-1].end + page_bytes <= _PIECE_BYTES):
-            return segments[-1]
-        if self._left_bytes >= _PIECE_BYTES:
-            self._left_bytes -= _PIECE_BYTES
+        last = segments[-1] if segments else None
+        if last and (isinstance(last.where, Path) or last.end + length <= len(last.where)):
+            return last
+        size = min(_PIECE_BYTES, _FIRST_PIECE_BYTES << len(segments))
+        if self._left_bytes >= size >= length:
+            self._left_bytes -= size
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-            segments.append(Segment(mmap.mmap(-1, _PIECE_BYTES, flags)))
+            segments.append(Segment(mmap.mmap(-1, size, flags)))
             return segments[-1]
-        self._folder.mkdir(exist_ok=True)
-        path = self._folder / f"{cpu}.pages"
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{cpu}.pages"
         self._files[cpu] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         segments.append(Segment(path))
         return segments[-1]
 
-    def _between(self, page_bytes: int) -> bytearray:
-        """Return memory for one page on its way to the disk."""
-        if len(self._passing) < page_bytes:
-            self._passing = bytearray(page_bytes)
-        return self._passing
-
-    _passing = bytearray()
+    _page = bytearray()
 
     @property
     def size_bytes(self) -> int:
