@@ -75,16 +75,29 @@ class Spool:
             self._page = bytearray(page_bytes)
         first = True
         while True:
-            try:
-                if not os.readv(source, [memoryview(self._page)[:page_bytes]]):
+            segment = self._with_room(cpu, page_bytes)
+            memory, at = (self._page, 0) if segment is None else (segment.where, segment.end)
+            with memoryview(memory) as whole, whole[at : at + page_bytes] as page:  # type: ignore[arg-type]
+                try:
+                    if not os.readv(source, [page]):
+                        return
+                except BlockingIOError:
                     return
-            except BlockingIOError:
-                return
-            length = page_length(bytes(self._page[8:16]))
-            self._keep(cpu, memoryview(self._page)[:length])
+                length = page_length(bytes(page[8:16]))
+                if segment is None:
+                    self._keep(cpu, page[:length])
+                else:
+                    segment.add(int.from_bytes(page[:8], "little"), length)
             if not (first or last or length > page_bytes // 2):
                 return
             first = False
+
+    def _with_room(self, cpu: str, length: int) -> Segment | None:
+        """Return the memory that the next page of `cpu` can be read into without a copy, if there is some."""
+        segments = self.cpus.get(cpu)
+        if not segments or isinstance(segments[-1].where, Path):
+            return None
+        return segments[-1] if segments[-1].end + length <= len(segments[-1].where) else None
 
     def _keep(self, cpu: str, page: memoryview) -> None:
         segment = self._room(cpu, len(page))
