@@ -1,7 +1,7 @@
 """What `trace.tracer: auto` means on this node: the tracer of single requests that disturbs least.
 
 Found out once, by a short fio job on a filesystem in memory, where a tracer's work per request weighs most: untraced
-and under each tracer in turn. Kept in the node's state folder until the kernel, a tracer, fio or this code changes.
+and under each tracer in turn. Kept in the node's state folder until the kernel, bpftrace, fio or `_VERSION` changes.
 """
 
 from __future__ import annotations

@@ -236,9 +236,10 @@ class _Trial:
         self._announce("reading the trace")
         report = self._keep(job, seen, sampler)
         capture = tracer.write(seen.window, self._spool / "requests.parquet")
+        self._judge(report, seen, capture)
+        # After the verdict: trouble with where files lie does not undo it.
         watch.write(self._spool / "extents.parquet", self._provenance)
         self._record["extents"] = watch.facts
-        self._judge(report, seen, capture)
 
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
         """Write samples, phases, metrics and stacks, which need no trace, and return what the job reported."""

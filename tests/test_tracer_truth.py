@@ -176,7 +176,8 @@ def test_requests_that_wait_in_a_scheduler_have_the_time_of_their_insertion(stor
 
 def test_direct_requests_without_a_scheduler_were_never_inserted(storage_of, tmp_path: Path) -> None:
     with storage_of(Backing.tmpfs, scheduler="none") as found:
-        _, rows = traced("ftrace", found, tmp_path, rw="randread", bs=16 * KIB, iodepth=4)
+        capture, rows = traced("ftrace", found, tmp_path, rw="randread", bs=16 * KIB, iodepth=4)
+    assert not any(capture.faults.values())
     assert rows.filter(pl.col("op").cast(pl.String) == "read")["insert_ns"].null_count() >= FILE_BYTES // (16 * KIB)
 
 

@@ -6,6 +6,7 @@ pairing wait until the window has ended.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -69,7 +70,7 @@ class Tracer:
         """Record while the body runs."""
         ensure_mounted()
         with self._lease.hold("ftrace", path=str(self._instance)):
-            with _told_as("cannot be set up (a smaller trace.buffer_size needs less memory)"):
+            with _told_as("cannot be set up"):
                 self._set_up()
             with _draining(self._instance, self._spool):
                 self._control_read()
@@ -138,7 +139,9 @@ def _told_as(trouble: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as e:
-        raise TracerError(f"ftrace: {trouble}: {e}") from e
+        no_memory = isinstance(e, OSError) and e.errno == errno.ENOMEM
+        hint = "; a smaller trace.buffer_size needs less memory" if no_memory else ""
+        raise TracerError(f"ftrace: {trouble}: {e}{hint}") from e
 
 
 @dataclass(frozen=True)
