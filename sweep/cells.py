@@ -10,7 +10,8 @@ from omegaconf import OmegaConf, errors
 
 from sweep.checks import CHECKS, check_storage, check_workload, checked_trial, typed_trial, workload_kind
 from sweep.definition import SECTIONS, Axis, Definition, Sweep
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, ExpressionError
+from sweep.expression import Test, parse
 from sweep.trees import at, copied, put
 from sweep.values import check_shape
 from tasks import workloads
@@ -27,8 +28,10 @@ class Cells:
     together, every cell is checked by itself.
     """
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
+    def __init__(self, sweep: Sweep, named: Mapping[str, Any] | None = None) -> None:
+        """Take the cells of `sweep`; `named` are values beside its axes that conditions may ask for."""
+        self._sweep, self._named = sweep, named or {}
+        self._exclude, self._only = (_conditions(sweep, section) for section in ("exclude", "only"))
         self._axes = {
             name: [place for place, axis in enumerate(sweep.axes) if axis.path.partition(".")[0] == name]
             for name in (*SECTIONS, "workload")
@@ -40,8 +43,33 @@ class Cells:
         self._first = None if _tied(sweep) else self._typed_first()
 
     def places(self) -> Iterator[Places]:
-        """Yield every cell, the last axis turning fastest."""
-        return itertools.product(*(range(len(axis.values)) for axis in self._sweep.axes))
+        """Yield every cell that is not left out, the last axis turning fastest; raise ConfigError where all are."""
+        none = True
+        for places in self._product():
+            if self._kept(places):
+                none = False
+                yield places
+        if none:
+            listed = ", ".join(repr(text) for text in (*self._sweep.exclude, *self._sweep.only))
+            raise ConfigError(self._sweep.source, None, f"has no cells left: exclude and only state {listed}")
+
+    def _product(self) -> Iterator[Places]:
+        together = self._sweep.together or tuple((place,) for place in range(len(self._sweep.axes)))
+        order = [place for group in together for place in group]
+        back = [order.index(place) for place in range(len(order))]
+        for turns in itertools.product(*(range(len(self._sweep.axes[group[0]].values)) for group in together)):
+            flat = [turn for group, turn in zip(together, turns, strict=True) for _ in group]
+            yield tuple(flat[place] for place in back)
+
+    def _kept(self, places: Places) -> bool:
+        if not (self._exclude or self._only):
+            return True
+        cell = dict(self._named)
+        for axis, place in zip(self._sweep.axes, places, strict=True):
+            cell[axis.path] = cell[axis.path.rpartition(".")[2]] = axis.values[place]
+        if self._only and not any(test(cell) for test in self._only):
+            return False
+        return not any(test(cell) for test in self._exclude)
 
     def config(self, places: Places) -> dict[str, Any]:
         """Return the configuration of one cell, every key present; raise ConfigError where it makes no sense.
@@ -104,6 +132,16 @@ class Cells:
             else:
                 CHECKS[name](source, config[name])
             self._checked.add(key)
+
+
+def _conditions(sweep: Sweep, section: str) -> list[Test]:
+    found = []
+    for place, text in enumerate(getattr(sweep, section)):
+        try:
+            found.append(parse(text, sweep.known))
+        except ExpressionError as error:
+            raise ConfigError(sweep.source, f"{section}[{place}]", str(error)) from None
+    return found
 
 
 def _tied(sweep: Sweep) -> bool:

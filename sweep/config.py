@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,8 +15,9 @@ import yaml
 from omegaconf import OmegaConf, errors
 
 from analysis.figures import FIGURES
-from sweep.checks import checked_trial, interpolated, workload_kind
-from sweep.definition import SCENARIO, SECTIONS, Axis, Definition, Sweep
+from sweep.cells import Cells
+from sweep.checks import interpolated, workload_kind
+from sweep.definition import SCENARIO, SECTIONS, Axis, Definition, Order, Sweep
 from sweep.errors import ConfigError, first_line
 from sweep.trees import copied, flattened, merged_over, put, section_at
 from sweep.values import check_shape, documented, nearest, shown, typed
@@ -29,10 +31,10 @@ _MOST_REPEATS = 10_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: An override of an axis: the scale and the scenario whose grid it is in, and its key.
-_AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)grid\.(.+)")
+_AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)(grid|zip)\.(.+)")
 
 #: Keys of the whole sweep, which one scenario cannot have.
-_OF_THE_WHOLE = ("name", "description", "figures", "extends", "scenarios", "scale", "scales")
+_OF_THE_WHOLE = ("name", "description", "figures", "order", "seed", "extends", "scenarios", "scale", "scales")
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -185,9 +187,10 @@ def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str], scenario: str
         _refuse_lost_overrides(part, overrides, f"scenarios.{name}.")
     for text in overrides:
         path, _, value = text.partition("=")
-        for axis in sweep.axes:
+        for place, axis in enumerate(sweep.axes):
             if re.sub(r"^scales\.[^.]+\.", "", path) in (axis.path, f"{scenario}{axis.path}"):
-                hint = f"set its values instead: '{path.removesuffix(axis.path)}grid.{axis.path}=[{value}]'"
+                section = "grid" if (place,) in sweep.together else "zip"
+                hint = f"set its values instead: '{path.removesuffix(axis.path)}{section}.{axis.path}=[{value}]'"
                 raise ConfigError("command line", path, "is an axis of this sweep", hint)
 
 
@@ -290,8 +293,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {problem}") from None
     if match := _AXIS.fullmatch(path):
         section = section_at(raw, match[1].split(".")[:-1])
-        if isinstance(grid := section.get("grid") or {}, dict):
-            section["grid"] = _flat_grid("command line", grid) | dict(flattened({match[2]: value}, ""))
+        if isinstance(axes := section.get(match[2]) or {}, dict):
+            section[match[2]] = _flat_grid("command line", axes) | dict(flattened({match[3]: value}, ""))
             return
     put(raw, path, value)
 
@@ -326,15 +329,25 @@ def _checked_scenarios(
             raise ConfigError(source, f"{where}.{foreign[0]}", "belongs to the whole sweep, not to one scenario")
         raws[str(name)] = copied(_overlaid(f"{source}, {where}", below, overlay))
     for text in overrides:
-        path = text.partition("=")[0].removeprefix("grid.")
+        path = re.sub(r"^(grid|zip)\.", "", text.partition("=")[0])
         for raw in [raw for raw in raws.values() if _has_key(raw, path)] or raws.values():
             _override(raw, text)
     inherited = _grid_in(below)
-    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited) for name, raw in raws.items()}
+    known = list(dict.fromkeys([SCENARIO, *(name for raw in raws.values() for name in _axis_names(raw))]))
+    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited, known) for name, raw in raws.items()}
     first = next(iter(parts.values()))
     figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
     most = max(part.repeats for part in parts.values())
-    return Sweep(source, first.name, first.description, most, figures, (), {}, parts)
+    whole = Sweep(source, first.name, first.description, most, figures, (), {}, scenarios=parts)
+    return replace(whole, order=first.order, seed=first.seed)
+
+
+def _axis_names(raw: Mapping[str, Any]) -> list[str]:
+    """Return what conditions may call the axes of a sweep that is not checked yet: keys, and their last words."""
+    groups = raw.get("zip")
+    sections = [raw.get("grid"), *(groups if isinstance(groups, list) else [groups])]
+    paths = [path for section in sections if isinstance(section, Mapping) for path, _ in flattened(section, "")]
+    return [name for path in paths for name in (path.rpartition(".")[2], path)]
 
 
 def _has_key(raw: Mapping[str, Any], path: str) -> bool:
@@ -347,12 +360,18 @@ def _has_key(raw: Mapping[str, Any], path: str) -> bool:
     return kind in workloads.WORKLOADS and name.partition(".")[0] in get_type_hints(workloads.load(kind).Config)
 
 
-def _checked_cells(source: str, raw: dict[str, Any], inherited: Collection[str] = ()) -> Sweep:
-    """Return a checked sweep without scenarios; `inherited` are the axes that come from below a scenario."""
-    grid = _pop_grid(source, raw)
+def _checked_cells(
+    source: str, raw: dict[str, Any], inherited: Collection[str] = (), known: Sequence[str] = ()
+) -> Sweep:
+    """Return a checked sweep without scenarios.
+
+    `inherited` are the axes that come from below a scenario, `known` what conditions may name in any scenario.
+    """
+    names = known or _axis_names(raw)
+    grid, groups = _pop_grid(source, raw), _pop_zip(source, raw)
     check_shape(source, Definition, raw, "")
     kind = workload_kind(source, raw)
-    axes = _axes(source, grid, kind, inherited)
+    axes, together = _all_axes(source, grid, groups, kind, inherited)
     first = copied(raw)
     for axis in axes:
         put(first, axis.path, axis.values[0])
@@ -361,13 +380,28 @@ def _checked_cells(source: str, raw: dict[str, Any], inherited: Collection[str] 
         raise ConfigError(source, "name", f"{told['name']!r} cannot name a folder: use letters, digits, . _ and -")
     if not 1 <= told["repeats"] <= _MOST_REPEATS:
         raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {told['repeats']}")
-    figures = told["figures"]
+    sweep = Sweep(source, told["name"], told["description"], told["repeats"], (), axes, raw, together)
+    sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=tuple(names))
+    sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told))
+    return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
+
+
+def _seed(source: str, told: Mapping[str, Any]) -> int | None:
+    """Return the seed of a random order, a new one where none is stated."""
+    wanted = told["order"] == Order.random.name
+    if told["seed"] is not None and not wanted:
+        raise ConfigError(source, "seed", "would not be used", "set order: random")
+    return random.randrange(1 << 32) if wanted and told["seed"] is None else told["seed"]
+
+
+def _chosen_figures(sweep: Sweep, figures: Sequence[str] | None) -> tuple[str, ...]:
     for name in figures or ():
         if name not in FIGURES:
-            raise ConfigError(source, "figures", f"no figure {name!r}", nearest(name, FIGURES))
-    if figures is None:
-        figures = _figures(checked_trial(source, first)["workload"], axes)
-    return Sweep(source, told["name"], told["description"], told["repeats"], tuple(figures), axes, raw)
+            raise ConfigError(sweep.source, "figures", f"no figure {name!r}", nearest(name, FIGURES))
+    if figures is not None:
+        return tuple(figures)
+    cells = Cells(sweep)
+    return _figures(cells.config(next(cells.places()))["workload"], sweep.axes)
 
 
 def _figures(workload: dict[str, Any], axes: Sequence[Axis]) -> tuple[str, ...]:
@@ -392,6 +426,38 @@ def _pop_grid(source: str, raw: dict[str, Any]) -> dict[str, Any]:
     return _flat_grid(source, grid)
 
 
+def _pop_zip(source: str, raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of axes that turn together, each with its lists by key."""
+    stated = raw.pop("zip", None) or []
+    groups = [stated] if isinstance(stated, dict) else stated
+    if not isinstance(groups, list) or not all(isinstance(group, dict) and group for group in groups):
+        text = "must map configuration keys to lists that are equally long, or be a list of such mappings"
+        raise ConfigError(source, "zip", text)
+    return [_flat_grid(source, group) for group in groups]
+
+
+def _all_axes(
+    source: str, grid: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], kind: str, inherited: Collection[str]
+) -> tuple[tuple[Axis, ...], tuple[tuple[int, ...], ...]]:
+    """Return the axes of grid and zip, and which of them turn together, by place."""
+    sections = {"grid": dict(grid)} | {f"zip[{n}]" if len(groups) > 1 else "zip": g for n, g in enumerate(groups)}
+    paths = [path for section in sections.values() for path in section]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ConfigError(source, f"zip.{twice}", "is an axis twice")
+    axes: list[Axis] = []
+    together: list[tuple[int, ...]] = []
+    for name, section in sections.items():
+        own = _axes(source, section, kind, inherited, paths, name)
+        lengths = {axis.path: len(axis.values) for axis in own}
+        if name != "grid" and len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{path} has {length}" for path, length in lengths.items())
+            raise ConfigError(source, name, f"its lists must be equally long: {listed}")
+        places = range(len(axes), len(axes) + len(own))
+        together += [(place,) for place in places] if name == "grid" else [tuple(places)]
+        axes += own
+    return tuple(axes), tuple(together)
+
+
 def _flat_grid(source: str, grid: Mapping[Any, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for path, values in flattened(grid, ""):
@@ -401,12 +467,15 @@ def _flat_grid(source: str, grid: Mapping[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def _axes(source: str, grid: Mapping[str, Any], kind: str, inherited: Collection[str]) -> tuple[Axis, ...]:
-    lasts = [path.rsplit(".", 1)[-1] for path in grid]
+def _axes(
+    source: str, grid: Mapping[str, Any], kind: str, inherited: Collection[str], paths: Sequence[str], section: str
+) -> tuple[Axis, ...]:
+    """Return the axes that one section states; `paths` are those of all sections, for labels that tell them apart."""
+    lasts = [path.rsplit(".", 1)[-1] for path in paths]
     known = _axis_paths(kind)
     axes = []
     for path, values in grid.items():
-        where = f"grid.{path}"
+        where = f"{section}.{path}"
         if path not in known and path.rpartition(".")[0] not in _open_mappings(kind):
             hint = "to run without it, set it to null in this scenario's grid" if path in inherited else ""
             raise ConfigError(source, where, "no such key to make an axis of", hint or nearest(path, known))
@@ -415,7 +484,7 @@ def _axes(source: str, grid: Mapping[str, Any], kind: str, inherited: Collection
         if not values:
             raise ConfigError(source, where, "has no values: an empty axis makes an empty sweep")
         twice = [v for i, v in enumerate(values) if v in values[:i]]
-        if twice:
+        if twice and section == "grid":
             raise ConfigError(source, where, f"lists {twice[0]!r} twice; set repeats for more trials of a cell")
         last = path.rsplit(".", 1)[-1]
         axes.append(Axis(path, path if lasts.count(last) > 1 or last == SCENARIO else last, tuple(values)))
@@ -441,7 +510,7 @@ def as_yaml(sweep: Sweep) -> str:
         value["scenarios"] = {name: _cells_of(part) for name, part in sweep.scenarios.items()}
     else:
         value |= _cells_of(sweep)
-    value["figures"] = list(sweep.figures)
+    value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text
 
@@ -458,6 +527,8 @@ def _cells_of(sweep: Sweep) -> dict[str, Any]:
     value["workload"] = {"kind": kind, **typed(sweep.source, workloads.load(kind).Config, own, "workload.")}
     sections = typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
     value |= {name: sections[name] for name in SECTIONS}
-    value["grid"] = {axis.path: list(axis.values) for axis in sweep.axes}
-    value["repeats"] = sweep.repeats
+    groups = [{sweep.axes[place].path: list(sweep.axes[place].values) for place in one} for one in sweep.together]
+    value["grid"] = {path: values for group in groups if len(group) == 1 for path, values in group.items()}
+    value["zip"] = [group for group in groups if len(group) > 1]
+    value |= {"exclude": list(sweep.exclude), "only": list(sweep.only), "repeats": sweep.repeats}
     return value

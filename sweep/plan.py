@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import analysis
 import tasks
 from sweep.cells import Cells
-from sweep.definition import SCENARIO, Sweep
+from sweep.definition import SCENARIO, Order, Sweep
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -38,7 +39,10 @@ class Trial:
 
 
 class Grid:
-    """The plan of a grid: all trials at once, repeats spread over time so that a drift touches every cell alike."""
+    """The plan of a grid: all trials at once.
+
+    By default repeats are spread over time, so that a drift touches every cell alike.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         """Expand `sweep`; raises ConfigError where a cell makes no sense."""
@@ -70,15 +74,19 @@ def _expanded(sweep: Sweep) -> Iterator[Trial]:
     cells = list(_cells(sweep, {}))
     for name, scenario in sweep.scenarios.items():
         cells += _cells(scenario, {SCENARIO: name})
-    for repeat in range(1, sweep.repeats + 1):
-        yield from (cell.trial(repeat) for cell in cells if repeat <= cell.repeats)
+    turns = [(repeat, place) for repeat in range(1, sweep.repeats + 1) for place in range(len(cells))]
+    if sweep.order is Order.listed:
+        turns.sort(key=lambda turn: turn[1])
+    elif sweep.order is Order.random:
+        random.Random(sweep.seed).shuffle(turns)
+    yield from (cells[place].trial(repeat) for repeat, place in turns if repeat <= cells[place].repeats)
 
 
 def _cells(sweep: Sweep, named: Mapping[str, Any]) -> Iterator[_Cell]:
     """Yield the cells that are the sweep's own."""
     if sweep.scenarios:
         return
-    cells = Cells(sweep)
+    cells = Cells(sweep, named)
     first = [word(label, value) for label, value in named.items()]
     words = [[word(axis.label, value) for value in axis.values] for axis in sweep.axes]
     for places in cells.places():
