@@ -244,8 +244,8 @@ def _manner(replay: Replay) -> list[str]:
     ]
     if found.end_bytes and not replay.compact:
         lines += [
-            f"For a smaller target, export again with --compact; --replay_scale=N --replay_align={found.unit_bytes} divides",
-            "offsets by N and lays places over each other.",
+            "For a smaller target, export again with --compact; fio's own --replay_scale=N with",
+            f"--replay_align={found.unit_bytes} divides offsets by N and lays places over each other.",
         ]
     return lines
 

@@ -41,8 +41,8 @@ def export_snia(source: Source, path: Path) -> Path:
 
     `Timestamp,Hostname,DiskNumber,Type,Offset,Size,ResponseTime`: the time of issue as a Windows filetime, Read or
     Write, bytes, and the time from issue to completion in units of 100 ns, empty where no completion was recorded
-    (SNIA IOTTA repository, MSR Cambridge traces, README.txt; Narayanan et al., "Write Off-Loading", FAST 2008). DiskNumber
-    counts the traced devices in the order of their numbers. AnalysisError where the trial does not know UTC.
+    (SNIA IOTTA repository, MSR Cambridge traces, README.txt; Narayanan et al., "Write Off-Loading", FAST 2008).
+    DiskNumber counts the traced devices in the order of their numbers. AnalysisError where the trial does not know UTC.
     """
     offset = source.trial.section("clock").get("monotonic_to_utc_offset_ns")
     if not isinstance(offset, int):
