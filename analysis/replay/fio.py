@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ EXACT, FAST = TIMINGS = ("exact", "fast")
 _TARGET = "/no-replay_redirect/x"
 _VERSION = {EXACT: 3, FAST: 2}
 _FIRST_US = 1
+_ACTIONS = np.array(["read", "write", "sync"])
 _NS_PER_US = NS_PER_S // 1_000_000
 #: fio keeps about 200 bytes per line of an iolog that it reads at once; longer ones it is told to read as it goes.
 _READ_AT_ONCE = 1_000_000
@@ -52,16 +54,21 @@ class Replay:
     depth: int
     compact: bool
 
-    @property
-    def shift(self) -> npt.NDArray[np.int64]:
-        """By how many bytes each used piece of the device moves, in their order."""
-        used = self.survey.chunks
-        return (np.arange(used.size) - used) * CHUNK_BYTES if self.compact else np.zeros(used.size, dtype=np.int64)
+    @cached_property
+    def _chunks(self) -> npt.NDArray[np.int64]:
+        return self.survey.chunks
+
+    def placed(self, offset_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return where on the target requests at these offsets of the traced device go."""
+        if not self.compact:
+            return offset_bytes
+        chunk = offset_bytes // CHUNK_BYTES
+        return offset_bytes + (np.searchsorted(self._chunks, chunk) - chunk) * CHUNK_BYTES
 
     @property
     def target_bytes(self) -> int:
         """The size that the target needs."""
-        return int(self.survey.end_bytes + self.shift[-1])
+        return int(self.placed(np.array([self.survey.end_bytes - 1]))[0]) + 1
 
 
 def export(
@@ -114,15 +121,13 @@ def _lines(replay: Replay) -> Iterator[bytes]:
 
 def _io_lines(replay: Replay, part: Addressed) -> bytes:
     flush = part.op == FLUSH
-    offset = part.sector * SECTOR_BYTES
-    chunk = np.searchsorted(replay.survey.chunks, offset // CHUNK_BYTES)
-    offset = np.where(flush, 0, offset + replay.shift[np.minimum(chunk, replay.shift.size - 1)])
-    columns: dict[str, npt.NDArray[np.generic] | list[str]] = {}
-    if replay.timing == EXACT:
-        columns["time"] = _time_us(replay, part.issue_ns)
-    columns |= {"file": [_TARGET] * part.op.size, "action": np.array(["read", "write", "sync"])[part.op]}
-    columns |= {"offset": offset, "bytes": np.where(flush, 0, part.bytes)}
-    text: str = pl.DataFrame(columns).write_csv(include_header=False, separator=" ", quote_style="never")
+    columns = {"time": _time_us(replay, part.issue_ns)} if replay.timing == EXACT else {}
+    columns |= {"action": _ACTIONS[part.op]}
+    columns |= {"offset": np.where(flush, 0, replay.placed(part.sector * SECTOR_BYTES))}
+    columns |= {"bytes": np.where(flush, 0, part.bytes)}
+    frame = pl.DataFrame(columns)
+    frame = frame.insert_column(frame.columns.index("action"), pl.lit(_TARGET).alias("file"))
+    text: str = frame.write_csv(include_header=False, separator=" ", quote_style="never")
     return text.encode()
 
 

@@ -83,9 +83,8 @@ class Survey:
     """What the requests of a source are together.
 
     Counts and bytes are by operation, of all requests; `low_bytes`, `end_bytes`, `largest_bytes`, `unit_bytes` (the
-    largest power of two that divides every offset and size), `depth` (most reads and writes in flight at once, itself
-    included; None where completions were not recorded) and `chunks` (the used pieces of CHUNK_BYTES, in order) are of
-    those that a replay issues.
+    largest power of two that divides every offset and size), `depth` (most reads and writes in flight at once; None
+    where completions were not recorded) and `chunks` are of those that a replay issues.
     """
 
     recorded: tuple[str, ...]
@@ -101,9 +100,14 @@ class Survey:
     largest_bytes: int = 0
     unit_bytes: int = 0
     depth: int | None = None
-    chunks: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    _used: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     _bits: int = 0
     _flying: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def chunks(self) -> Array:
+        """The used pieces of CHUNK_BYTES, by number, in order."""
+        return np.flatnonzero(self._used)
 
     def add(self, part: Addressed) -> None:
         """Count the requests of `part`, which follow those of the part before in issue order."""
@@ -132,11 +136,16 @@ class Survey:
         self.largest_bytes = max(self.largest_bytes, int(part.bytes.max()))
         self._bits |= int(np.bitwise_or.reduce(begin | part.bytes))
         self.unit_bytes = self._bits & -self._bits
-        first, count = begin // CHUNK_BYTES, (end - 1) // CHUNK_BYTES - begin // CHUNK_BYTES
-        used = [first[count >= step] + step for step in range(int(count.max()) + 1)]
-        self.chunks = np.union1d(self.chunks, np.concatenate(used))
+        self._use(begin // CHUNK_BYTES, (end - 1) // CHUNK_BYTES)
         if "completion" in self.recorded:
             self._fly(part.issue_ns, part.complete_ns)
+
+    def _use(self, first: Array, last: Array) -> None:
+        missing = int(last.max()) + 1 - self._used.size
+        if missing > 0:
+            self._used = np.concatenate([self._used, np.zeros(missing, dtype=bool)])
+        for step in range(int((last - first).max()) + 1):
+            self._used[np.minimum(first + step, last)] = True
 
     def _fly(self, issue_ns: Array, complete_ns: Array) -> None:
         """Raise `depth`: a request is in flight from its issue to its completion, for ever where that was not seen."""
