@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_NAMES = 12
+
 
 class AnalysisError(Exception):
     """A folder, file or request of the user that the analysis cannot work with."""
@@ -20,4 +22,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]}?"
-    return f"there are {', '.join(names)}" if names else "there are none"
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"there are {', '.join(names[:_MOST_NAMES])}{more}" if names else "there are none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ def trials_where(run: Run, verdict: str | None, axes: Mapping[str, Any]) -> list
     found = list(run.published)
     for name, wanted in axes.items():
         axis, values = _axis(run, name), _wanted(wanted)
-        known = {_key(trial.cell[axis]) for trial in run.published if axis in trial.cell}
+        known = {cell_text(trial.cell[axis]) for trial in run.published if axis in trial.cell}
         for value in values:
-            if _key(value) not in known:
-                hint = nearest(_key(value), sorted(known))
-                raise AnalysisError(f"{run.path}: no trial has {axis}={_key(value)}; {hint}")
-        accepted = {_key(value) for value in values}
-        found = [trial for trial in found if axis in trial.cell and _key(trial.cell[axis]) in accepted]
+            if cell_text(value) not in known:
+                hint = nearest(cell_text(value), sorted(known))
+                raise AnalysisError(f"{run.path}: no trial has {axis}={cell_text(value)}; {hint}")
+        accepted = {cell_text(value) for value in values}
+        found = [trial for trial in found if axis in trial.cell and cell_text(trial.cell[axis]) in accepted]
     if not found:
         told = ", ".join(f"{name}={_shown(value)}" for name, value in axes.items())
         raise AnalysisError(f"{run.path}: no trial has {told}" if told else f"{run.path}: no trials")
@@ -79,17 +79,21 @@ def phases_like(told: Sequence[Phase], wanted: str) -> list[Phase]:
 
 
 def phase_spans(trial_dir: str | Path, wanted: str) -> list[Span]:
-    """Return the spans [begin, end) ns of the finished phases that `wanted` describes, in order, none overlapping."""
+    """Return the spans of the finished phases that `wanted` describes; AnalysisError where there are none."""
     try:
-        found = phases_like(phases(trial_dir), wanted)
+        spans = spans_of(phases_like(phases(trial_dir), wanted))
     except AnalysisError as error:
         raise AnalysisError(f"{trial_dir}: {error}") from None
-    spans = sorted((phase.begin_ns, phase.end_ns) for phase in found if phase.end_ns is not None)
     if not spans:
         raise AnalysisError(f"{trial_dir}: the phase {wanted!r} never ended: its process died inside")
-    merged = [spans[0]]
-    for begin, end in spans[1:]:
-        if begin <= merged[-1][1]:
+    return spans
+
+
+def spans_of(told: Sequence[Phase]) -> list[Span]:
+    """Return the spans [begin, end) ns of the finished ones among these phases, in order, none overlapping."""
+    merged: list[Span] = []
+    for begin, end in sorted((phase.begin_ns, phase.end_ns) for phase in told if phase.end_ns is not None):
+        if merged and begin <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], end))
         else:
             merged.append((begin, end))
@@ -101,6 +105,15 @@ def inside(times_ns: npt.NDArray[np.int64], spans: Sequence[Span]) -> npt.NDArra
     begins, ends = (np.array(column, dtype=np.int64) for column in zip(*spans, strict=True))
     place = np.searchsorted(begins, times_ns, side="right") - 1
     return (place >= 0) & (times_ns < ends[np.maximum(place, 0)])
+
+
+def cell_text(value: Any) -> str:
+    """Return a cell's value as trial ids show it: 8, 8.0 and "8" are one."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
+        return f"{value:.15g}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _axis(run: Run, name: str) -> str:
@@ -117,16 +130,7 @@ def _wanted(value: Any) -> list[Any]:
 
 
 def _shown(value: Any) -> str:
-    return " or ".join(_key(one) for one in _wanted(value))
-
-
-def _key(value: Any) -> str:
-    """Return a cell's value as trial ids show it: 8, 8.0 and "8" are one."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, (int, float)):
-        return f"{value:.15g}"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return " or ".join(cell_text(one) for one in _wanted(value))
 
 
 def _words(phase: Phase) -> set[str]:
@@ -142,8 +146,3 @@ def _canonical(word: str) -> str:
     """Return a size without its blank and needless digits, `1MiB` for `1.00 MiB`; any other word as it is."""
     size = _SIZE.match(word)
     return f"{float(size[1]):g}{size[2] or ''}B" if size else word
-
-
-def named(trials: Iterable[Trial]) -> str:
-    """Return the ids of trials for a message."""
-    return "; ".join(trial.id for trial in trials)
