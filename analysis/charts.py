@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -43,5 +44,8 @@ def _stacked(panels: Sequence[Panel]) -> alt.TopLevelMixin:
         part = cast(alt.Chart, panel.chart).copy(deep=False)
         part.config = alt.Undefined  # Vega-Lite takes one configuration, at the top
         parts.append(part)
-    stacked = alt.vconcat(*parts, spacing=36).resolve_scale(color="independent", stroke="independent")
-    return stacked.configure(**theme.CONFIG)  # type: ignore[no-any-return]
+    with warnings.catch_warnings():
+        # what is pointed at in one of them is pointed out in all
+        warnings.filterwarnings("ignore", "Automatically deduplicated selection parameter")
+        stacked = alt.vconcat(*parts, spacing=36)
+    return stacked.resolve_scale(color="independent", stroke="independent").configure(**theme.CONFIG)  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ _SIZE = re.compile(r"^(\d[\d.]*)\s*([KMGT]i?)?B$")
 _WORD = re.compile(r"\d[\d.]*\s?[KMGT]?i?B(?!\S)|\S+")
 #: What names an axis of the cell whatever else bears that name.
 AXIS_PREFIX = "cell."
+_FILTERS = ("op", "phase", "verdict")
 
 
 def trials_where(run: Run, verdict: str | None, axes: Mapping[str, Any]) -> list[Trial]:
@@ -122,7 +123,7 @@ def _axis(run: Run, name: str) -> str:
     for candidate in (name, axis):
         if candidate in axes:
             return candidate
-    raise AnalysisError(f"{run.path}: no axis is called {axis!r}; {nearest(axis, axes)}")
+    raise AnalysisError(f"{run.path}: no axis or filter is called {axis!r}; {nearest(axis, [*axes, *_FILTERS])}")
 
 
 def _wanted(value: Any) -> list[Any]:
