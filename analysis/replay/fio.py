@@ -1,8 +1,8 @@
-"""A fio job and its iolog (fio(1), "Trace file format"), which issue a trial's requests again on any drive.
+"""A fio job and its iolog (fio(1), "Trace file format v2"), which issue a trial's requests again on any drive.
 
-As fast as possible is iolog version 2, which every fio since 1.17 reads. Time-faithful is version 3 (fio 3.31), whose
-lines begin with a time in µs (fio's iolog.c, `log_io_u` and `iolog_delay`). fio takes the time 0 for "none yet" and
-drops the gap after it, so ours begin at 1.
+Time is kept by `wait` lines. fio's manual has them count µs from the one before; its code (iolog.c, `read_iolog_get`;
+axboe/fio issue 756) has always counted ms from its start, and so do ours. Version 3 of the format has a time in µs on
+every line, but fio then waits from when it issued the request before: it is later with each, and never catches up.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import polars as pl
 
 from analysis.errors import AnalysisError
 from analysis.files import replacing, write_bytes
-from analysis.replay.source import CHUNK_BYTES, FLUSH, Source, Survey, data_and_flushes, kept, survey
+from analysis.replay.source import CHUNK_BYTES, FLUSH, Array, Source, Survey, data_and_flushes, kept, survey
 from analysis.trace import Addressed
 from analysis.units import (
     KIB,
+    NS_PER_MS,
     NS_PER_S,
     SECTOR_BYTES,
     UNKNOWN,
@@ -34,14 +35,14 @@ from analysis.units import (
 JOB, IOLOG = "replay.fio", "replay.iolog"
 EXACT, FAST = TIMINGS = ("exact", "fast")
 
-#: Stands for the target, which `replay_redirect` names; no such folder exists, so that forgetting it is an error.
-_TARGET = "/no-replay_redirect/x"
-_VERSION = {EXACT: 3, FAST: 2}
-_FIRST_US = 1
-_ACTIONS = np.array(["read", "write", "sync"])
-_NS_PER_US = NS_PER_S // 1_000_000
-#: fio keeps about 200 bytes per line of an iolog that it reads at once; longer ones it is told to read as it goes.
-_READ_AT_ONCE = 1_000_000
+#: Stands for the target, which `replay_redirect` names.
+_TARGET = "/no/target"
+_ACTIONS = np.array(["read", "write", "sync", "wait"])
+_WAIT = 3
+#: fio's clock begins before it has read the iolog.
+_LEAD_MS = 1000
+#: What fio reads of an iolog in a small part of the lead; longer ones it is told to read as it goes.
+_READ_AT_ONCE = 200_000
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Replay:
     compact: bool
 
     @cached_property
-    def _chunks(self) -> npt.NDArray[np.int64]:
+    def _chunks(self) -> Array:
         return self.survey.chunks
 
-    def placed(self, offset_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def placed(self, offset_bytes: Array) -> Array:
         """Return where on the target requests at these offsets of the traced device go."""
         if not self.compact:
             return offset_bytes
@@ -111,29 +112,32 @@ def _replayable(source: Source) -> Survey:
 
 
 def _lines(replay: Replay) -> Iterator[bytes]:
-    lead = f"{_FIRST_US} " if replay.timing == EXACT else ""
-    yield f"fio version {_VERSION[replay.timing]} iolog\n{lead}{_TARGET} add\n{lead}{_TARGET} open\n".encode()
+    yield f"fio version 2 iolog\n{_TARGET} add\n{_TARGET} open\n".encode()
+    last_ms = -1
     for part in replay.source.pieces():
-        yield _io_lines(replay, kept(part, data_and_flushes(part)))
-    end = f"{_time_us(replay, np.array([replay.survey.last_ns]))[0]} " if lead else ""
-    yield f"{end}{_TARGET} close\n".encode()
+        part = kept(part, data_and_flushes(part))
+        if part.op.size:
+            since_ms = (part.issue_ns - (replay.survey.first_ns or 0)) // NS_PER_MS
+            yield _io_lines(replay, part, since_ms, np.diff(since_ms, prepend=last_ms) > 0)
+            last_ms = int(since_ms[-1])
+    yield f"{_TARGET} close\n".encode()
 
 
-def _io_lines(replay: Replay, part: Addressed) -> bytes:
+def _io_lines(replay: Replay, part: Addressed, since_ms: Array, later: npt.NDArray[np.bool_]) -> bytes:
+    """Return a line for each request, and before those that are `later` than the one before a wait."""
+    waiting = np.zeros(part.op.size, dtype=bool) if replay.timing == FAST else later
+    place = np.arange(part.op.size) + np.cumsum(waiting)
+    action = np.full(place[-1] + 1, _WAIT)
+    offset, size = np.zeros_like(action), np.zeros_like(action)
     flush = part.op == FLUSH
-    columns = {"time": _time_us(replay, part.issue_ns)} if replay.timing == EXACT else {}
-    columns |= {"action": _ACTIONS[part.op]}
-    columns |= {"offset": np.where(flush, 0, replay.placed(part.sector * SECTOR_BYTES))}
-    columns |= {"bytes": np.where(flush, 0, part.bytes)}
-    frame = pl.DataFrame(columns)
-    frame = frame.insert_column(frame.columns.index("action"), pl.lit(_TARGET).alias("file"))
+    action[place] = part.op
+    offset[place] = np.where(flush, 0, replay.placed(part.sector * SECTOR_BYTES))
+    size[place] = np.where(flush, 0, part.bytes)
+    offset[place[waiting] - 1] = since_ms[waiting] + _LEAD_MS
+    frame = pl.DataFrame({"action": _ACTIONS[action], "offset": offset, "bytes": size})
+    frame = frame.insert_column(0, pl.lit(_TARGET).alias("file"))
     text: str = frame.write_csv(include_header=False, separator=" ", quote_style="never")
     return text.encode()
-
-
-def _time_us(replay: Replay, times_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    assert replay.survey.first_ns is not None
-    return (times_ns - replay.survey.first_ns) // _NS_PER_US + _FIRST_US
 
 
 def job_text(replay: Replay) -> str:
@@ -143,7 +147,10 @@ def job_text(replay: Replay) -> str:
     lines = [f"# {line}".rstrip() for line in head]
     options = [
         "[replay]",
+        "filename=${TARGET}",
+        "replay_redirect=${TARGET}",
         f"read_iolog={IOLOG}",
+        f"rw={_direction(found)}",
         "ioengine=libaio",
         "direct=1",
         f"iodepth={replay.depth}",
@@ -152,6 +159,11 @@ def job_text(replay: Replay) -> str:
     if found.replayed > _READ_AT_ONCE:
         options.append("# read as it goes, not all of it into memory before\nread_iolog_chunked=1")
     return "\n".join([*lines, "", *options, ""])
+
+
+def _direction(found: Survey) -> str:
+    # The iolog says which request is what. This makes fio refuse to write to a target that is mounted.
+    return "randrw" if found.requests["write"] else "randread"
 
 
 def _origin(replay: Replay) -> list[str]:
@@ -213,11 +225,12 @@ def _commands(replay: Replay) -> list[str]:
         "and whole, the target's queue must do none of that again (as root, in the folder of this file):",
         "",
         "    target=nvmeXn1",
+        "    lsblk -o NAME,SIZE,MODEL,FSTYPE,MOUNTPOINT /dev/$target",
     ]
     settings = {"scheduler": "none", "nomerges": "2"}
     settings["max_sectors_kb"] = str(max(int(limit), largest)) if limit.isdigit() else str(largest)
     lines += [f"    echo {value} > /sys/block/$target/queue/{key}" for key, value in settings.items()]
-    lines += [f"    fio --replay_redirect=/dev/$target {JOB}", ""]
+    lines += [f"    TARGET=/dev/$target fio {JOB}", ""]
     return [
         *lines,
         "A target that refuses that max_sectors_kb splits larger requests: its max_hw_sectors_kb is smaller.",
@@ -236,9 +249,10 @@ def _manner(replay: Replay) -> list[str]:
     lasted = duration_text((found.last_ns - found.first_ns) / NS_PER_S)
     if replay.timing == EXACT:
         lines = [
-            f"Each request is issued as long after the one before as in the trace, {lasted} in all (needs fio 3.31). A",
-            "slower target is late, and stays late. --replay_time_scale=200 is twice as fast, --replay_no_stall=1 does",
-            "not wait at all.",
+            f"Requests are issued at their times in the trace, {lasted} in all after {_LEAD_MS} ms of lead: those of",
+            "one millisecond at its begin, in their order, as fast as fio can. A target that is too slow is late until",
+            "it has caught up. fio sees completions only when it issues something, so the latencies that it prints hold",
+            "its own waits: trace the target for latencies. --replay_no_stall=1 does not wait at all.",
         ]
     else:
         lines = [f"Requests are issued in their order, as fast as the target takes them; the trace took {lasted}."]
@@ -249,7 +263,7 @@ def _manner(replay: Replay) -> list[str]:
     ]
     if found.end_bytes and not replay.compact:
         lines += [
-            "For a smaller target, export again with --compact; fio's own --replay_scale=N with",
+            "For a smaller target, export again with --compact. fio's own --replay_scale=N with",
             f"--replay_align={found.unit_bytes} divides offsets by N and lays places over each other.",
         ]
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -46,9 +47,14 @@ def row(at_us: int, op: str, size: int, offset: int = 0, took_us: int | None = 1
 
 
 def actions(iolog: Path) -> list[list[str]]:
-    """Return the words of each line that is an action of I/O, its target left out."""
+    """Return the words of each line that is an action of I/O or a wait, its target left out."""
     lines = [line.split(" ") for line in iolog.read_text().splitlines()[1:]]
-    return [[word for word in words if not word.startswith("/")] for words in lines if words[-1].isdigit()]
+    return [words[1:] for words in lines if words[-1].isdigit()]
+
+
+def moves(iolog: Path) -> list[list[str]]:
+    """Return the actions that are no wait."""
+    return [words for words in actions(iolog) if words[0] != "wait"]
 
 
 ROWS = [
@@ -61,15 +67,20 @@ ROWS = [
 ]
 
 
-def test_a_time_faithful_iolog_keeps_order_places_sizes_and_gaps(tmp_path: Path) -> None:
-    trial = made_trial(tmp_path / "t", ROWS)
+def test_a_time_faithful_iolog_keeps_order_places_sizes_and_milliseconds(tmp_path: Path) -> None:
+    trial = made_trial(tmp_path / "t", [*ROWS, row(2009, "write", 512, 512), row(4010, "read", 512, 1024)])
     job, iolog = fio.export(Source.of(load_trial(trial)), tmp_path)
-    assert iolog.read_text().splitlines()[0] == "fio version 3 iolog"
+    assert iolog.read_text().splitlines()[0] == "fio version 2 iolog"
     assert actions(iolog) == [
-        ["1", "write", "8192", "4096"],
-        ["21", "sync", "0", "0"],
-        ["22", "read", "1536", "512"],
-        ["81", "read", str(10 * MIB), "131072"],
+        ["wait", "1000", "0"],
+        ["write", "8192", "4096"],
+        ["sync", "0", "0"],
+        ["read", "1536", "512"],
+        ["read", str(10 * MIB), "131072"],
+        ["wait", "1001", "0"],
+        ["write", "512", "512"],
+        ["wait", "1004", "0"],
+        ["read", "1024", "512"],
     ]
     text = job.read_text()
     assert "iodepth=3\n" in text
@@ -80,11 +91,11 @@ def test_a_time_faithful_iolog_keeps_order_places_sizes_and_gaps(tmp_path: Path)
     assert "OVERWRITES THE TARGET" in text
 
 
-def test_as_fast_as_possible_is_an_iolog_without_times(tmp_path: Path) -> None:
+def test_as_fast_as_possible_is_an_iolog_without_waits(tmp_path: Path) -> None:
     trial = made_trial(tmp_path / "t", ROWS)
     assert main([str(trial), "--timing", "fast", "--iodepth", "7", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "replay.iolog").read_text().splitlines()[0] == "fio version 2 iolog"
-    assert actions(tmp_path / "replay.iolog")[0] == ["write", "8192", "4096"]
+    assert [words[0] for words in actions(tmp_path / "replay.iolog")] == ["write", "sync", "read", "read"]
     assert "iodepth=7\n" in (tmp_path / "replay.fio").read_text()
 
 
@@ -93,6 +104,27 @@ def test_reads_alone_are_told_to_be_harmless_and_to_need_written_blocks(tmp_path
     assert "It only reads." in job.read_text()
     assert "write the target in full" in job.read_text()
     assert "OVERWRITES" not in job.read_text()
+
+
+@settings(max_examples=40, deadline=None)
+@given(gaps=st.lists(st.integers(0, 5_000), min_size=1, max_size=80), batch=st.integers(1, 50))
+def test_every_request_comes_in_its_millisecond(
+    tmp_path_factory: pytest.TempPathFactory, gaps: list[int], batch: int
+) -> None:
+    at = list(itertools.accumulate(gaps))
+    folder = tmp_path_factory.mktemp("t")
+    trial = made_trial(folder, [row(time, "read", 512, 512 * place) for place, time in enumerate(at)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "BATCH_ROWS", batch)
+        _, iolog = fio.export(Source.of(load_trial(trial)), folder)
+    now, found = None, []
+    for action, offset, _ in actions(iolog):
+        if action == "wait":
+            assert now is None or int(offset) > now
+            now = int(offset)
+        else:
+            found.append((int(offset) // 512, now))
+    assert found == [(place, 1000 + (time - at[0]) // 1000) for place, time in enumerate(at)]
 
 
 PLACES = st.lists(
@@ -149,7 +181,7 @@ def test_a_compact_replay_moves_used_parts_together_and_keeps_what_overlapped(
     job, iolog = fio.export(Source.of(load_trial(made_trial(folder, rows))), folder, depth=1, compact=True)
     used = {chunk for one in rows for chunk in _chunks(one["sector"] * 512, one["bytes"])}
     ranks = {chunk: rank for rank, chunk in enumerate(sorted(used))}
-    moved = [(int(offset), int(size)) for _, _, offset, size in actions(iolog)]
+    moved = [(int(offset), int(size)) for _, offset, size in moves(iolog)]
     for one, (offset, size) in zip(rows, moved, strict=True):
         before = _chunks(one["sector"] * 512, one["bytes"])
         assert [ranks[chunk] for chunk in before] == _chunks(offset, size)
@@ -182,7 +214,8 @@ def test_pieces_of_any_size_are_one_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert files[7, None] == files[1 << 18, None]
     assert files[7, "load"] == files[1 << 18, "load"]
     assert "iodepth=40\n" in files[7, "load"][0]
-    assert len(files[7, "load"][1].splitlines()) == 40 + 4
+    assert [line.split(" ")[1] for line in files[7, "load"][1].splitlines()[3:-1]].count("wait") == 1
+    assert len(files[7, "load"][1].splitlines()) == 40 + 1 + 4
 
 
 def test_a_phase_is_told_by_name_and_attributes(tmp_path: Path) -> None:
@@ -190,7 +223,7 @@ def test_a_phase_is_told_by_name_and_attributes(tmp_path: Path) -> None:
     trial = run.published[0]
     for phase in ("load aio cpu 2 MiB", "load aio 2MiB", f"load api=aio size_bytes={2 * MIB}"):
         _, iolog = fio.export(Source.of(trial, phase), tmp_path / "out")
-        moved = Counter(action for _, action, _, _ in actions(iolog))
+        moved = Counter(action for action, _, _ in moves(iolog))
         assert moved == {"read": 3 * 2 * MIB // (128 << 10)}, phase
     found = survey(Source.of(trial, "store"))
     assert found.requests["write"] > 0
@@ -205,7 +238,7 @@ def test_only_the_asked_device_is_replayed_and_several_need_asking(
     assert main([str(trial), "--out", str(tmp_path)]) == 2
     assert "--dev 259:1 (2 requests), 7:0 (1 request)" in capsys.readouterr().err
     assert main([str(trial), "--dev", "259:1", "--out", str(tmp_path)]) == 0
-    assert [words[-1] for words in actions(tmp_path / "replay.iolog")] == ["8192", "8192"]
+    assert [words[-1] for words in moves(tmp_path / "replay.iolog")] == ["8192", "8192"]
 
 
 def test_a_trace_without_completions_needs_a_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
