@@ -251,15 +251,15 @@ def _manner(replay: Replay) -> list[str]:
         lines = [
             f"Requests are issued at their times in the trace, {lasted} in all after {_LEAD_MS} ms of lead: those of",
             "one millisecond at its begin, in their order, as fast as fio can. A target that is too slow is late until",
-            "it has caught up. fio sees completions only when it issues something, so the latencies that it prints hold",
-            "its own waits: trace the target for latencies. --replay_no_stall=1 does not wait at all.",
+            "it has caught up. fio sees completions only when it issues something, so the latencies that it prints",
+            "hold its own waits: trace the target for latencies. --replay_no_stall=1 does not wait at all.",
         ]
     else:
         lines = [f"Requests are issued in their order, as fast as the target takes them; the trace took {lasted}."]
     deepest = UNKNOWN if found.depth is None else f"{found.depth:,}"
     lines += [
         f"At most {replay.depth:,} are in flight (in the trace: {deepest}); change iodepth below for another depth.",
-        "A flush is an fsync of the target.",
+        "A flush is an fsync of the target, during which fio issues nothing.",
     ]
     if found.end_bytes and not replay.compact:
         lines += [
