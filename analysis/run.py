@@ -202,7 +202,7 @@ class Run:
     ) -> pl.LazyFrame:
         """Return counters and gauges over time (`analysis.schema.SAMPLES`) of one trial or of many.
 
-        `source` and `name` keep these series (`gpu0`, `utilization`), `phase` what was read in these phases; the rest
+        `source` and `name` keep these series (`gpu0`, `utilisation`), `phase` what was read in these phases; the rest
         is as in `requests`.
         """
         from analysis import table

@@ -165,7 +165,12 @@ def survey(source: Source) -> Survey:
     for part in source.pieces():
         found.add(part)
     if not sum(found.requests.values()):
-        where = f" in the phase {source.phase!r}" if source.phase else ""
-        on = f" on {source.dev}" if source.dev else ""
-        raise AnalysisError(f"{source.path}: no requests{on} were issued{where}")
+        raise nothing(source)
     return found
+
+
+def nothing(source: Source) -> AnalysisError:
+    """Return the error of a source without requests."""
+    where = f" in the phase {source.phase!r}" if source.phase else ""
+    on = f" on {source.dev}" if source.dev else ""
+    return AnalysisError(f"{source.path}: no requests{on} were issued{where}")

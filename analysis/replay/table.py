@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import polars as pl
 
 from analysis.errors import AnalysisError
 from analysis.files import replacing
-from analysis.replay.source import READ, WRITE, Source, kept, survey
+from analysis.replay.source import READ, WRITE, Source, kept, nothing, survey
 from analysis.trace import NEVER, Addressed
 from analysis.units import NS_PER_S, SECTOR_BYTES
 
@@ -76,11 +76,11 @@ def _filetimes(part: Addressed, offset_ns: int, host: str, disks: list[str]) -> 
 
 
 def _write(path: Path, source: Source, whole: bool, made: Callable[[Addressed], pl.DataFrame]) -> None:
+    rows = 0
     with replacing(path) as temporary, temporary.open("wb") as file:
-        for part, first in _marked(source.pieces(whole)):
-            made(part).write_csv(file, include_header=whole and first, float_precision=9)
-
-
-def _marked(parts: Iterator[Addressed]) -> Iterator[tuple[Addressed, bool]]:
-    for place, part in enumerate(parts):
-        yield part, place == 0
+        for place, part in enumerate(source.pieces(whole)):
+            frame = made(part)
+            frame.write_csv(file, include_header=whole and place == 0, float_precision=9)
+            rows += frame.height
+        if not rows:
+            raise nothing(source)
