@@ -44,6 +44,8 @@ def _export(options: argparse.Namespace) -> Sequence[Path]:
     if options.format == "csv":
         return [table.export_csv(source, folder / "requests.csv")]
     if options.format == "snia":
+        if not table.knows_utc(source):
+            print("warning: the trial does not know UTC: Timestamp counts from the begin of its trace", file=sys.stderr)
         return [table.export_snia(source, folder / "snia.csv")]
     return fio.export(source, folder, options.timing or fio.EXACT, options.iodepth, options.compact)
 

@@ -148,12 +148,10 @@ class Survey:
             self._used[np.minimum(first + step, last)] = True
 
     def _fly(self, issue_ns: Array, complete_ns: Array) -> None:
-        """Raise `depth`: a request is in flight from its issue to its completion, for ever where that was not seen."""
-        ends = np.sort(
-            np.concatenate([self._flying, np.where(complete_ns == NEVER, np.iinfo(np.int64).max, complete_ns)])
-        )
+        """Raise `depth`: a request is in flight from its issue, and at least 1 ns long."""
+        ends = np.sort(np.concatenate([self._flying, np.maximum(complete_ns, issue_ns + 1)]))
         begun = self._flying.size + np.arange(1, issue_ns.size + 1)
-        # No later request of this part has ended by then but one that took no time at all: it is not in flight.
+        # What has ended by an issue was issued before it: later ones of this part end later.
         flying = begun - np.searchsorted(ends, issue_ns, side="right")
         self.depth = max(self.depth or 1, int(flying.max()))
         self._flying = ends[ends > issue_ns[-1]]

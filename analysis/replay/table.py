@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.errors import AnalysisError
 from analysis.files import replacing
 from analysis.replay.source import READ, WRITE, Source, kept, nothing, survey
 from analysis.trace import NEVER, Addressed
@@ -17,6 +16,7 @@ from analysis.units import NS_PER_S, SECTOR_BYTES
 #: Ticks of a Windows filetime are 100 ns, counted from 1601-01-01 UTC; the Unix epoch lies this many after it.
 _TICK_NS = 100
 _UNIX_EPOCH_TICKS = 11_644_473_600 * (NS_PER_S // _TICK_NS)
+_TO_UTC = "monotonic_to_utc_offset_ns"
 
 
 def export_csv(source: Source, path: Path) -> Path:
@@ -42,27 +42,31 @@ def export_snia(source: Source, path: Path) -> Path:
     `Timestamp,Hostname,DiskNumber,Type,Offset,Size,ResponseTime`: the time of issue as a Windows filetime, Read or
     Write, bytes, and the time from issue to completion in units of 100 ns, empty where no completion was recorded
     (SNIA IOTTA repository, MSR Cambridge traces, README.txt; Narayanan et al., "Write Off-Loading", FAST 2008).
-    DiskNumber counts the traced devices in the order of their numbers. AnalysisError where the trial does not know UTC.
+    DiskNumber counts the traced devices in the order of their numbers. Where the trial does not know UTC (`knows_utc`),
+    times count from the begin of its window, or from the first issue where it states none.
     """
-    offset = source.trial.section("clock").get("monotonic_to_utc_offset_ns")
-    if not isinstance(offset, int):
-        raise AnalysisError(
-            f"{source.trial.path}: the trial does not say what its clock is in UTC; --format csv needs none"
-        )
+    found = survey(source)
+    if knows_utc(source):
+        offset_ns, ticks = int(source.trial.section("clock")[_TO_UTC]), _UNIX_EPOCH_TICKS
+    else:
+        offset_ns, ticks = -(source.begin_ns or found.first_ns or 0), 0
     host = str(source.trial.section("node").get("hostname") or "unknown").replace(",", "_").replace(" ", "_")
-    disks = sorted(
-        survey(source).devices, key=lambda dev: [int(part) if part.isdigit() else 0 for part in dev.split(":")]
-    )
-    _write(path, source, False, lambda part: _filetimes(part, offset, host, disks))
+    disks = sorted(found.devices, key=lambda dev: [int(part) if part.isdigit() else 0 for part in dev.split(":")])
+    _write(path, source, False, lambda part: _filetimes(part, offset_ns, ticks, host, disks))
     return path
 
 
-def _filetimes(part: Addressed, offset_ns: int, host: str, disks: list[str]) -> pl.DataFrame:
+def knows_utc(source: Source) -> bool:
+    """Say whether the trial states how far its clock is from UTC."""
+    return isinstance(source.trial.section("clock").get(_TO_UTC), int)
+
+
+def _filetimes(part: Addressed, offset_ns: int, ticks: int, host: str, disks: list[str]) -> pl.DataFrame:
     part = kept(part, ((part.op == READ) | (part.op == WRITE)) & (part.bytes > 0) & (part.issue_ns != NEVER))
     number = np.array([disks.index(dev) if dev in disks else 0 for dev in part.devices] or [0])
     frame = pl.DataFrame(
         {
-            "timestamp": (part.issue_ns + offset_ns) // _TICK_NS + _UNIX_EPOCH_TICKS,
+            "timestamp": (part.issue_ns + offset_ns) // _TICK_NS + ticks,
             "host": [host] * part.op.size,
             "disk": number[part.dev],
             "type": np.where(part.op == READ, "Read", "Write"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from analysis.replay import fio as replay_fio
 from analysis.replay.__main__ import main
 from tasks import tracers
 from tasks.device import Device, Devices
@@ -91,12 +92,16 @@ def trial(run_here, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("timing", ["exact", "fast"])
-def test_a_replay_issues_the_same_requests(trial: Path, state: Path, tmp_path: Path, timing: str) -> None:
+@pytest.mark.parametrize(("timing", "chunked"), [("exact", False), ("fast", False), ("exact", True)])
+def test_a_replay_issues_the_same_requests(
+    trial: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timing: str, chunked: bool
+) -> None:
+    monkeypatch.setattr(replay_fio, "_READ_AT_ONCE", 10 if chunked else 1_000_000)
     original = pl.read_parquet(trial / "requests.parquet").with_columns(pl.col("op").cast(pl.String))
     out = tmp_path / "out"
     assert main([str(trial), "--timing", timing, "--out", str(out)]) == 0
     settings, fio = head_commands(out / "replay.fio")
+    assert ("read_iolog_chunked=1" in (out / "replay.fio").read_text()) == chunked
     with loop(IMAGE_BYTES) as node, queue(node, settings):
         again = traced_replay(state, node, out / "replay.fio", fio)
     assert len(data(original)) > 100
