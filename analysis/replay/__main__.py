@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--phase", metavar="NAME", help="only what was issued in it: decode, 'load aio cpu 64 MiB', 'decode step=3'"
     )
     parser.add_argument(
-        "--timing", choices=("exact", "fast"), help="fio: keep the gaps between requests (default), or none"
+        "--timing", choices=("exact", "fast"), help="fio: each request in its millisecond (default), or without waits"
     )
     parser.add_argument(
         "--iodepth", metavar="N", type=_positive, help="fio: requests in flight (default: the trace's most)"
