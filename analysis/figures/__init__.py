@@ -9,14 +9,13 @@ A new figure is one such file and one line in FIGURES.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, nearest
 
 if TYPE_CHECKING:
     from analysis.figures.panel import Panel
@@ -68,9 +67,7 @@ class Drawn:
 def figure(name: str) -> Figure:
     """Return the figure called `name`."""
     if name not in FIGURES:
-        near = difflib.get_close_matches(name, FIGURES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIGURES)}"
-        raise AnalysisError(f"no figure is called {name!r}; {hint}")
+        raise AnalysisError(f"no figure is called {name!r}; {nearest(name, FIGURES)}")
     return cast(Figure, importlib.import_module(FIGURES[name]))
 
 
