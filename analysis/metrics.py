@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import ceiling, samples
-from analysis.attribution import DATA, attribute
+from analysis.attribution import DATA, LATENCIES, attribute
 from analysis.errors import AnalysisError, CannotDraw
 from analysis.roles import owners, role_bytes
 from analysis.run import Trial, load_trial
@@ -31,7 +31,7 @@ WHOLE = "trial"
 MOST_BINS = 600
 #: The phases in which an engine generates tokens.
 GENERATION = ("prefill", "decode")
-_LATENCIES = tuple(f"{op}_d2c_{name}_us" for op in DATA for name in ("p50", "p99", "max"))
+_LATENCIES = tuple(f"{op}_{name}" for op in DATA for name in LATENCIES)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     told = phases(trial_dir)
     measured = [phase for phase in told if phase.bytes is not None]
     begin, end = trial.window or (None, None)
-    generation = _generation(told)
+    generation = generation_span(told)
     spans = [(begin, end), *((phase.begin_ns, phase.end_ns) for phase in measured), generation]
     whole = _identity(trial) | _span_columns("", WHOLE, None, begin, end, None) | _stated(trial)
     rows = [whole]
@@ -234,7 +234,7 @@ def _stated(trial: Trial) -> dict[str, Any]:
     return row | {f"metric.{name}": float(value) for name, (value, _) in trial.measured.items()}
 
 
-def _generation(told: Sequence[Phase]) -> tuple[int | None, int | None]:
+def generation_span(told: Sequence[Phase]) -> tuple[int | None, int | None]:
     """Return the span from the first prefill to the end of the last decode step, None where there is none."""
     steps = [phase for phase in told if phase.name in GENERATION]
     ends = [phase.end_ns for phase in steps if phase.end_ns is not None]

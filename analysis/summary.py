@@ -10,12 +10,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.attribution import DATA, LATENCIES
 from analysis.files import replacing
 from analysis.metrics import summarise
 from analysis.run import Run, load_run
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 3
+METRICS_VERSION = 4
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -35,12 +36,7 @@ _COLUMNS = {
     "traced_write_bytes": pa.int64(),
     "read_requests": pa.int64(),
     "write_requests": pa.int64(),
-    "read_d2c_p50_us": pa.float64(),
-    "read_d2c_p99_us": pa.float64(),
-    "read_d2c_max_us": pa.float64(),
-    "write_d2c_p50_us": pa.float64(),
-    "write_d2c_p99_us": pa.float64(),
-    "write_d2c_max_us": pa.float64(),
+    **{f"{op}_{name}": pa.float64() for op in DATA for name in LATENCIES},
     "expected_read_bytes": pa.int64(),
     "expected_write_bytes": pa.int64(),
     "counted_read_bytes": pa.int64(),

@@ -1,0 +1,223 @@
+"""Queue depth: how many requests were issued and not yet completed, over time and as a distribution of time.
+
+Requests come in the order of their issue and complete in any. Whatever completes before the latest issue is in its
+place for good, the rest waits: memory grows with what is outstanding, not with the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from analysis import metrics
+from analysis.attribution import DATA
+from analysis.errors import AnalysisError, CannotDraw
+from analysis.schema import OPERATIONS
+from analysis.trace import NEVER, batches, events
+from analysis.units import NS_PER_S
+
+Array = npt.NDArray[np.int64]
+
+#: Reads and writes together, beside each of them.
+ALL = "all"
+#: Events as a number below their time: issue and completion by operation, and a cut, which changes nothing.
+_BITS = 3
+_KINDS = 1 << _BITS
+_CUT = 2 * len(DATA)
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Consecutive stretches of time of a positive length (ns), and the depth in each by operation, `all` among them."""
+
+    begin_ns: Array
+    length_ns: Array
+    depth: dict[str, Array]
+
+
+class InFlight:
+    """Turns requests, fed in the order of their issue, into stretches of constant depth.
+
+    Reads and writes count. A request that never completed is in flight to the end; one without an issue time is not
+    counted, for nobody knows since when it was. Stretches are cut at the times `cuts`, begin with the first of them or
+    the first issue, and end with the last of them or the last event.
+    """
+
+    def __init__(self, cuts: Array) -> None:
+        """Take the times at which stretches end, sorted."""
+        self._cuts = (cuts << _BITS) | _CUT
+        self._waiting = np.empty(0, np.int64)
+        self._now: int | None = None
+        self._last = NEVER
+        self._depth = dict.fromkeys(DATA, 0)
+        self._change = {op: np.zeros(_KINDS, np.int64) for op in DATA}
+        for place, op in enumerate(DATA):
+            self._change[op][[place, len(DATA) + place]] = 1, -1
+
+    def add(self, issue_ns: Array, complete_ns: Array, op: Array) -> Stretches:
+        """Take more requests (`op` indexes OPERATIONS, NEVER is no time); return what is known by the latest issue."""
+        parts = [self._waiting]
+        issued = issue_ns != NEVER
+        if issued.any():
+            times = issue_ns[issued]
+            if times[0] < self._last or np.any(times[1:] < times[:-1]):
+                raise AnalysisError("requests are not sorted by issue_ns")
+            self._last = int(times[-1])
+        for place, name in enumerate(DATA):
+            chosen = issued & (op == OPERATIONS.index(name))
+            begin, end = issue_ns[chosen], complete_ns[chosen]
+            parts.append((begin << _BITS) | place)
+            ended = end != NEVER
+            parts.append((np.maximum(end[ended], begin[ended]) << _BITS) | (len(DATA) + place))
+        return self._until(np.concatenate(parts), (self._last << _BITS) | (_KINDS - 1))
+
+    def finish(self) -> Stretches:
+        """Return what is left, when there are no more requests."""
+        return self._until(self._waiting, np.iinfo(np.int64).max)
+
+    def _until(self, keys: Array, horizon: int) -> Stretches:
+        """Return the stretches up to `horizon` (a key); later events wait."""
+        due = int(np.searchsorted(self._cuts, horizon, side="right"))
+        keys = np.sort(np.concatenate((keys, self._cuts[:due])))
+        self._cuts = self._cuts[due:]
+        known = int(np.searchsorted(keys, horizon, side="right"))
+        keys, self._waiting = keys[:known], keys[known:].copy()
+        kind, times = keys & (_KINDS - 1), keys >> _BITS
+        if not times.size:
+            return Stretches(times, times, dict.fromkeys((*DATA, ALL), times))
+        begin = np.concatenate(([times[0] if self._now is None else self._now], times[:-1]))
+        self._now = int(times[-1])
+        length = times - begin
+        kept = np.flatnonzero(length)
+        depth = {op: self._levels(op, kind)[kept] for op in DATA}
+        depth[ALL] = sum((depth[op] for op in DATA), start=np.zeros(kept.size, np.int64))
+        return Stretches(begin[kept], length[kept], depth)
+
+    def _levels(self, op: str, kind: Array) -> Array:
+        """Return the depth before each event."""
+        after = self._depth[op] + np.cumsum(self._change[op][kind])
+        before = np.concatenate(([self._depth[op]], after[:-1]))
+        self._depth[op] = int(after[-1])
+        return before
+
+
+class DepthTime:
+    """How long each depth lasted, exactly; memory grows with the greatest depth."""
+
+    def __init__(self) -> None:
+        self.time_ns = np.zeros(1, np.int64)
+
+    def add(self, depth: Array, length_ns: Array) -> None:
+        """Count stretches."""
+        if depth.size:
+            least = int(depth.min())
+            # sums of ns below 2^53, so that they are whole in floating point too
+            times = np.bincount(depth - least, weights=length_ns).astype(np.int64)
+            self._grow(least + times.size)
+            self.time_ns[least : least + times.size] += times
+
+    def merge(self, other: DepthTime) -> None:
+        """Take the time of `other` too."""
+        self._grow(other.time_ns.size)
+        self.time_ns[: other.time_ns.size] += other.time_ns
+
+    def _grow(self, size: int) -> None:
+        if size > self.time_ns.size:
+            self.time_ns = np.concatenate((self.time_ns, np.zeros(size - self.time_ns.size, np.int64)))
+
+    @property
+    def total_ns(self) -> int:
+        """All time counted."""
+        return int(self.time_ns.sum())
+
+    def mean(self) -> float | None:
+        """Return the mean over time."""
+        total = self.total_ns
+        return float(self.time_ns @ np.arange(self.time_ns.size, dtype=np.float64)) / total if total else None
+
+    def percentile(self, share: float) -> int | None:
+        """Return the least depth that was not exceeded in `share` (0 to 1) of the time."""
+        total = self.total_ns
+        return int(np.searchsorted(np.cumsum(self.time_ns), share * total, side="left")) if total else None
+
+    def maximum(self) -> int | None:
+        """Return the greatest depth that lasted for any time."""
+        return int(np.flatnonzero(self.time_ns)[-1]) if self.total_ns else None
+
+    def busy_share(self) -> float | None:
+        """Return the share of the time with at least one request in flight."""
+        total = self.total_ns
+        return 1 - int(self.time_ns[0]) / total if total else None
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Queue depth of a trial. `over_time` has `op` (read, write, all), `begin_s` (bin begin, seconds since `begin_ns`),
+    `mean` (over time) and `max`; `distribution` has a DepthTime by operation, of the same time."""
+
+    begin_ns: int
+    end_ns: int
+    bin_ns: int
+    over_time: pl.DataFrame
+    distribution: dict[str, DepthTime]
+
+
+def queue_depth(trial_dir: str | Path, bin_ns: int | None = None) -> Depths:
+    """Return the queue depth from the traced window's begin to its end, or the last request's, in bins and in all.
+
+    Without `bin_ns` the bin is the roundest that gives at most 600. Raises CannotDraw where the trace has no requests
+    or not both of issue and completion.
+    """
+    path = metrics.requests_path(trial_dir)
+    if missing := {"issue", "completion"} - {*events(path)}:
+        raise CannotDraw(f"the trace holds no {' and no '.join(sorted(missing))} events, so nobody knows queue depths")
+    begin, end = metrics.extent(trial_dir)
+    width = bin_ns or metrics.round_bin(end - begin)
+    edges = np.append(np.arange(begin, end, width), end)
+    binned = {op: _Binned(edges.size - 1) for op in (*DATA, ALL)}
+    spread = {op: DepthTime() for op in (*DATA, ALL)}
+    for part in stretches(path, edges):
+        inside = (part.begin_ns >= begin) & (part.begin_ns < end)
+        place, length = (part.begin_ns[inside] - begin) // width, part.length_ns[inside]
+        for op, depth in part.depth.items():
+            binned[op].add(place, depth[inside], length)
+            spread[op].add(depth[inside], length)
+    lengths = np.diff(edges)
+    frames = [
+        pl.DataFrame(
+            {"op": op, "begin_s": (edges[:-1] - begin) / NS_PER_S, "mean": one.area / lengths, "max": one.most}
+        )
+        for op, one in binned.items()
+    ]
+    return Depths(begin, end, width, pl.concat(frames), spread)
+
+
+def stretches(path: Path, cuts: Array) -> Iterator[Stretches]:
+    """Yield the depth of `requests.parquet` at `path` in order of time, cut at `cuts`."""
+    flight = InFlight(cuts)
+    for batch in batches(path):
+        try:
+            yield flight.add(batch.issue_ns, batch.complete_ns, batch.op)
+        except AnalysisError as error:
+            raise AnalysisError(f"{path}: {error}") from None
+    yield flight.finish()
+
+
+class _Binned:
+    """Depth times time (ns), and the greatest depth, of each bin."""
+
+    def __init__(self, bins: int) -> None:
+        self.area, self.most = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+
+    def add(self, place: Array, depth: Array, length_ns: Array) -> None:
+        """Count stretches, of which the bins are sorted."""
+        if not place.size:
+            return
+        first = np.flatnonzero(np.concatenate(([True], place[1:] != place[:-1])))
+        self.area[place[first]] += np.add.reduceat(depth * length_ns, first)
+        self.most[place[first]] = np.maximum(self.most[place[first]], np.maximum.reduceat(depth, first))
