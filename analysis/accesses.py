@@ -20,13 +20,13 @@ import polars as pl
 from analysis.attribution import DATA
 from analysis.schema import OPERATIONS
 from analysis.spans import Sections, Span, by_class
-from analysis.trace import NEVER, Addressed, Array, Extents, addressed, extents, row_count, value_range
+from analysis.trace import Addressed, Array, Extents, addressed, extents, row_count, value_range
 from analysis.units import SECTOR_BYTES
 
 #: What beginnings and ends may take; with more of them the sectors are cut into parts, each a pass over the file.
 MOST_BYTES = 256 << 20
 #: Boundaries that are walked over at a time.
-_WALK = 1 << 20
+_WALK = 1 << 18
 #: Parts of the sectors in which requests are counted to find where to cut.
 _BUCKETS = 1 << 16
 #: Sectors of several devices follow each other at this distance.
@@ -63,7 +63,7 @@ def footprints(path: Path, told: Sequence[Span], sections: Sections) -> list[dic
 
     def label(part: Located, op: int, chosen: Array) -> Array:
         assert isinstance(part, Addressed)
-        return sections.of(key_ns(part)[chosen]) * places + op
+        return sections.of(part.key_ns()[chosen]) * places + op
 
     totals: Counter[frozenset[int]] = Counter()
     for covers in _covers(path, addressed, label):
@@ -77,13 +77,6 @@ def footprints(path: Path, told: Sequence[Span], sections: Sections) -> list[dic
         mine["all"] = set().union(*mine.values())
         found.append({op: sum(count for held, count in totals.items() if held & own) for op, own in mine.items()})
     return found
-
-
-def key_ns(part: Addressed) -> Array:
-    """Return the time by which each request belongs to a span: its issue, or its completion where that is unknown."""
-    if part.issue_ns.size and part.issue_ns.min() == NEVER:
-        return np.where(part.issue_ns == NEVER, part.complete_ns, part.issue_ns)
-    return part.issue_ns
 
 
 @dataclass(frozen=True)
@@ -240,7 +233,7 @@ class _Numbers:
         """Add values; they fit."""
         needed = self._count + values.size
         if needed > self._held.size:
-            self._held.resize(needed + needed // 4, refcheck=False)  # realloc moves pages and copies nothing
+            self._held.resize(needed + needed // 8, refcheck=False)  # realloc moves pages and copies nothing
         self._held[self._count : needed] = values
         self._count = needed
 

@@ -41,15 +41,14 @@ class Span:
 
 
 def spans(trial_dir: str | Path) -> list[Span]:
-    """Return the spans of a trial: the traced window, generation where there is one, each kind of phase.
+    """Return the spans of a trial: the traced window (without it the span of the requests; without them it is empty),
+    generation where there is one, each kind of phase.
 
     A kind is all phases of one name and one set of telling attributes: words, and sizes (`size_bytes`), not the number
     of a loop or what it measured. A phase that did not end, or of no duration, is in none.
     """
     told = metrics.phases(trial_dir)
-    found = []
-    if (window := _window(trial_dir)) is not None:
-        found.append(_span(metrics.WHOLE, [window], None))
+    found = [_span(metrics.WHOLE, _window(trial_dir), None)]
     begin, end = metrics.generation_span(told)
     if begin is not None and end is not None and begin < end:
         found.append(_span(GENERATION, [(begin, end)], None))
@@ -94,21 +93,27 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _window(trial_dir: str | Path) -> tuple[int, int] | None:
-    """Return the traced window, or else the span of the requests."""
+def _window(trial_dir: str | Path) -> list[tuple[int, int]]:
     try:
         begin, end = load_trial(trial_dir).window or metrics.extent(trial_dir)
     except CannotDraw:
-        return None
-    return (begin, end) if begin < end else None
+        return []
+    return [(begin, end)] if begin < end else []
 
 
 def _span(name: str, stretches: Sequence[tuple[int, int]], phases: int | None) -> Span:
     """Return the union of the stretches."""
-    ordered = np.array(sorted(stretches), np.int64)
-    begin, end = ordered[:, 0], np.maximum.accumulate(ordered[:, 1])
-    apart = begin[1:] > end[:-1]
-    return Span(name, begin[np.append(True, apart)], end[np.append(apart, True)], phases)
+    ordered = np.array(sorted(stretches), np.int64).reshape(-1, 2)
+    begin, end = joined(ordered[:, 0], np.maximum.accumulate(ordered[:, 1]), 0)
+    return Span(name, begin, end, phases)
+
+
+def joined(begin: Array, end: Array, gap: int) -> tuple[Array, Array]:
+    """Return sorted stretches without the gaps between them of at most `gap`."""
+    if not begin.size:
+        return begin, end
+    apart = begin[1:] - end[:-1] > gap
+    return begin[np.append(True, apart)], end[np.append(apart, True)]
 
 
 class Sections:

@@ -64,6 +64,12 @@ class Addressed:
     marked: npt.NDArray[np.bool_]
     rows: pa.RecordBatch
 
+    def key_ns(self) -> Array:
+        """Return the time by which each request belongs to a span: its issue, or its completion without one."""
+        if self.issue_ns.size and self.issue_ns.min() == NEVER:
+            return np.where(self.issue_ns == NEVER, self.complete_ns, self.issue_ns)
+        return self.issue_ns
+
 
 def batches(path: Path) -> Iterator[Batch]:
     """Yield the rows of `requests.parquet` in file order, a bounded number at a time."""
