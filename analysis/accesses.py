@@ -203,23 +203,16 @@ class _Cover:
             before, depth = int(at[-1]), int(after[-1])
 
     def union(self) -> tuple[Places, Places]:
-        """Return the sectors touched at all as stretches that do not meet, sorted: where they begin and end."""
+        """Return the sectors touched at all as stretches that do not meet, sorted: where they begin and end.
+
+        What was added is used up.
+        """
         if self._at.size:
             self.fold()
             under = np.cumsum(self._change) > 0
             edge = under != np.append(False, under[:-1])
             return self._at[edge & under], self._at[edge & ~under]
-        begin, end = self._begin.sorted(), self._end.sorted()
-        if not begin.size:
-            return begin, end
-        # So many have ended before the next begins as have begun: nothing lies between
-        apart = begin[1:] > end[:-1]
-        return begin[np.append(True, apart)], end[np.append(apart, True)]
-
-    def clear(self) -> None:
-        """Forget them."""
-        self._begin.clear()
-        self._end.clear()
+        return _parted(self._begin.sorted(), self._end.sorted())
 
 
 class _Numbers:
@@ -246,6 +239,24 @@ class _Numbers:
     def clear(self) -> None:
         """Forget them."""
         self._held, self._count = np.empty(0, self._held.dtype), 0
+
+
+def _parted(begin: Places, end: Places) -> tuple[Places, Places]:
+    """Return the beginnings and ends, each sorted, of what they cover, in the same memory.
+
+    Where as many have ended as have begun before the next begins, nothing lies between.
+    """
+    begins = ends = min(begin.size, 1)
+    for first in range(0, begin.size - 1, _WALK):
+        ahead, behind = begin[first + 1 : first + 1 + _WALK], end[first : first + _WALK]
+        apart = ahead > behind[: ahead.size]
+        kept, left = ahead[apart], behind[: ahead.size][apart]
+        begin[begins : begins + kept.size] = kept
+        end[ends - 1 : ends - 1 + left.size] = left
+        begins, ends = begins + kept.size, ends + left.size
+    if ends:
+        end[ends - 1] = end[-1]
+    return begin[:begins], end[:ends]
 
 
 def _runs(ordered: Places) -> tuple[Array, Array]:
@@ -282,10 +293,7 @@ def _walk(begin: Places, end: Places) -> Iterator[Array]:
 
 def _shared(covers: dict[int, _Cover]) -> Counter[frozenset[int]]:
     """Return the number of sectors by the labels that touch them; the covers are used up."""
-    unions = {}
-    for label, cover in covers.items():
-        unions[label] = cover.union()
-        cover.clear()
+    unions = {label: cover.union() for label, cover in covers.items()}
     if len(unions) == 1:
         ((label, (begin, end)),) = unions.items()
         return Counter({frozenset([label]): int(end.sum(dtype=np.int64) - begin.sum(dtype=np.int64))})
@@ -324,7 +332,7 @@ def _edges(unions: Sequence[tuple[Places, Places]], shift: int) -> Iterator[Arra
     """Yield all edges of unions in order, a bounded number at a time, as sector * 2^shift + place."""
     columns = [(place, side) for place, union in enumerate(unions) for side in union]
     done = [0] * len(columns)
-    step = max(_WALK // max(len(columns), 1), 1)
+    step = max(_WALK // 4, 1)
     while any(at < side.size for at, (_, side) in zip(done, columns, strict=True)):
         ahead = [side[at : at + step] for at, (_, side) in zip(done, columns, strict=True)]
         limit = min(int(part[-1]) for part in ahead if part.size)

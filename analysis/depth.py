@@ -29,6 +29,13 @@ ALL = "all"
 _BITS = 3
 _KINDS = 1 << _BITS
 _CUT = 2 * len(DATA)
+#: The kind of an issue by operation, -1 for what is not counted.
+_KIND = np.array([DATA.index(op) if op in DATA else -1 for op in OPERATIONS], np.int64)
+#: Both depths are summed up as one number, each in bits of its own: the depth never falls below 0.
+_PACK = 31
+_CHANGE = np.zeros(_KINDS, np.int64)
+for _place in range(len(DATA)):
+    _CHANGE[[_place, len(DATA) + _place]] = 1 << (_PACK * _place), -(1 << (_PACK * _place))
 
 
 @dataclass(frozen=True)
@@ -54,26 +61,24 @@ class InFlight:
         self._waiting = np.empty(0, np.int64)
         self._now: int | None = None
         self._last = NEVER
-        self._depth = dict.fromkeys(DATA, 0)
-        self._change = {op: np.zeros(_KINDS, np.int64) for op in DATA}
-        for place, op in enumerate(DATA):
-            self._change[op][[place, len(DATA) + place]] = 1, -1
+        self._packed = 0
 
     def add(self, issue_ns: Array, complete_ns: Array, op: Array) -> Stretches:
         """Take more requests (`op` indexes OPERATIONS, NEVER is no time); return what is known by the latest issue."""
-        parts = [self._waiting]
+        kind = _KIND[op]
         issued = issue_ns != NEVER
-        if issued.any():
-            times = issue_ns[issued]
+        known = issued & (kind >= 0)
+        if not known.all():
+            times, issue_ns, complete_ns, kind = issue_ns[issued], issue_ns[known], complete_ns[known], kind[known]
+        else:
+            times = issue_ns
+        if times.size:
             if times[0] < self._last or np.any(times[1:] < times[:-1]):
                 raise AnalysisError("requests are not sorted by issue_ns")
             self._last = int(times[-1])
-        for place, name in enumerate(DATA):
-            chosen = issued & (op == OPERATIONS.index(name))
-            begin, end = issue_ns[chosen], complete_ns[chosen]
-            parts.append((begin << _BITS) | place)
-            ended = end != NEVER
-            parts.append((np.maximum(end[ended], begin[ended]) << _BITS) | (len(DATA) + place))
+        done = (np.maximum(complete_ns, issue_ns) << _BITS) | (kind + len(DATA))
+        ended = complete_ns != NEVER
+        parts = (self._waiting, (issue_ns << _BITS) | kind, done if ended.all() else done[ended])
         return self._until(np.concatenate(parts), (self._last << _BITS) | (_KINDS - 1))
 
     def finish(self) -> Stretches:
@@ -93,17 +98,15 @@ class InFlight:
         begin = np.concatenate(([times[0] if self._now is None else self._now], times[:-1]))
         self._now = int(times[-1])
         length = times - begin
-        kept = np.flatnonzero(length)
-        depth = {op: self._levels(op, kind)[kept] for op in DATA}
-        depth[ALL] = sum((depth[op] for op in DATA), start=np.zeros(kept.size, np.int64))
-        return Stretches(begin[kept], length[kept], depth)
-
-    def _levels(self, op: str, kind: Array) -> Array:
-        """Return the depth before each event."""
-        after = self._depth[op] + np.cumsum(self._change[op][kind])
-        before = np.concatenate(([self._depth[op]], after[:-1]))
-        self._depth[op] = int(after[-1])
-        return before
+        after = self._packed + np.cumsum(_CHANGE[kind])
+        before = np.concatenate(([self._packed], after[:-1]))
+        self._packed = int(after[-1])
+        lasting = length > 0
+        if not lasting.all():
+            begin, length, before = begin[lasting], length[lasting], before[lasting]
+        depth = {op: (before >> (_PACK * place)) & ((1 << _PACK) - 1) for place, op in enumerate(DATA)}
+        depth[ALL] = depth["read"] + depth["write"]
+        return Stretches(begin, length, depth)
 
 
 class DepthTime:

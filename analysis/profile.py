@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from analysis import ceiling, metrics, samples
 from analysis.accesses import footprints
 from analysis.attribution import DATA, LATENCIES, percentiles
-from analysis.depth import ALL, DepthTime, InFlight
+from analysis.depth import ALL, DepthTime, InFlight, Stretches
 from analysis.errors import AnalysisError
 from analysis.files import replacing
 from analysis.latency import Latencies
@@ -41,6 +41,7 @@ ROWS = (*DATA, ALL)
 #: more than this many of them.
 _MOST_BINS = 1 << 20
 _US = NS_PER_S // 1_000_000
+_DATA = tuple(OPERATIONS.index(op) for op in DATA)
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -236,20 +237,19 @@ class _Requests:
         if classes.size == 1:
             classes = np.broadcast_to(classes, part.op.shape)
         issued = part.issue_ns != NEVER
-        data = np.zeros(part.op.shape, bool)
+        complete = bool(issued.all())
         for op in DATA:
-            own = part.op == OPERATIONS.index(op)
-            data |= own
-            chosen = np.flatnonzero(own)
+            chosen = np.flatnonzero(part.op == OPERATIONS.index(op))
             if chosen.size:
                 self._count(op, part, chosen, classes[chosen])
-                chosen = np.flatnonzero(own & issued)
+                chosen = chosen if complete else chosen[issued[chosen]]
                 self._place(op, part, chosen, classes[chosen])
                 self._arrive(op, part.issue_ns[chosen], classes[chosen])
-        both = np.flatnonzero(data & issued)
-        self._arrive(ALL, part.issue_ns[both], classes[both])
+        data = issued & (np.isin(part.op, _DATA))
+        issue, classes = (part.issue_ns, classes) if data.all() else (part.issue_ns[data], classes[data])
+        self._arrive(ALL, issue, classes)
         if self._timed:
-            self._deepen(part.issue_ns, part.complete_ns, part.op)
+            self._weigh(self._flight.add(part.issue_ns, part.complete_ns, part.op))
 
     def finish(self) -> None:
         """Count the time after the last request."""
@@ -272,10 +272,11 @@ class _Requests:
     def _place(self, op: str, part: Addressed, chosen: Array, classes: Array) -> None:
         """Take where requests begin after the ones before them, each device by itself."""
         dev = part.dev[chosen]
-        for number in np.unique(dev).tolist():
-            mine = dev == number
-            begin, size = part.sector[chosen[mine]], part.bytes[chosen[mine]]
-            end = begin - (-size // SECTOR_BYTES)
+        numbers = np.flatnonzero(np.bincount(dev)).tolist()
+        for number in numbers:
+            mine = slice(None) if len(numbers) == 1 else np.flatnonzero(dev == number)
+            begin = part.sector[chosen[mine]]
+            end = begin - (-part.bytes[chosen[mine]] // SECTOR_BYTES)
             distance, common = self._steps((op, part.devices[number]), begin, end, classes[mine])
             for own, (far,) in by_class(common, distance):
                 self._seek[own, op].add(far * SECTOR_BYTES)
@@ -297,10 +298,7 @@ class _Requests:
         self._before[key] = int(end[-1]), int(classes[-1])
         return distance[first:], common[first:]
 
-    def _deepen(self, issue: Array, complete: Array, op: Array) -> None:
-        self._weigh(self._flight.add(issue, complete, op))
-
-    def _weigh(self, found: Any) -> None:
+    def _weigh(self, found: Stretches) -> None:
         classes = self.sections.of(found.begin_ns)
         for op in ROWS:
             for number, (depth, length) in by_class(classes, found.depth[op], found.length_ns):
