@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import ceiling, samples
-from analysis.attribution import DATA, attribute
+from analysis.attribution import DATA, LATENCIES, attribute
 from analysis.errors import AnalysisError, CannotDraw
 from analysis.roles import owners, role_bytes
 from analysis.run import Trial, load_trial
@@ -31,7 +31,7 @@ WHOLE = "trial"
 MOST_BINS = 600
 #: The phases in which an engine generates tokens.
 GENERATION = ("prefill", "decode")
-_LATENCIES = tuple(f"{op}_d2c_{name}_us" for op in DATA for name in ("p50", "p99", "max"))
+_LATENCIES = tuple(f"{op}_{name}" for op in DATA for name in LATENCIES)
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     begin, end = trial.window or (None, None)
     generation = generation_span(told)
     spans = [(begin, end), *((phase.begin_ns, phase.end_ns) for phase in measured), generation]
-    whole = _identity(trial) | _span_columns("", WHOLE, None, begin, end, None) | _stated(trial)
+    whole = identity(trial) | _span_columns("", WHOLE, None, begin, end, None) | _stated(trial)
     rows = [whole]
     for phase in measured:
         own = _span_columns(phase.process, phase.name, phase.step, phase.begin_ns, phase.end_ns, phase.bytes)
-        rows.append(_identity(trial) | own | {f"attr.{key}": value for key, value in phase.attributes.items()})
+        rows.append(identity(trial) | own | {f"attr.{key}": value for key, value in phase.attributes.items()})
     *traced, generated = _traced(trial, spans)
     whole["generation_s"] = _seconds(*generation)
     whole |= {f"generation_{op}_bytes": generated[f"traced_{op}_bytes"] for op in DATA}
@@ -191,7 +191,8 @@ def round_bin(duration_ns: int, most: int = MOST_BINS) -> int:
         width *= 10
 
 
-def _identity(trial: Trial) -> dict[str, Any]:
+def identity(trial: Trial) -> dict[str, Any]:
+    """Return the columns that say which trial a row is of."""
     row: dict[str, Any] = {
         "trial": trial.id,
         "slug": trial.slug,

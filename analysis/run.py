@@ -159,6 +159,12 @@ class Run:
                 frame[name] = frame[name].astype("Int64")
         return frame
 
+    def metrics(self) -> pd.DataFrame:
+        """Return one row per trial, span of time and operation with what was measured in it (`analysis.profile`)."""
+        from analysis.profile import read_profile
+
+        return read_profile(self).to_pandas()
+
     def phases(self, trial: str | Trial) -> pl.LazyFrame:
         """Return the phases of a trial (`analysis.schema.PHASES`)."""
         return self._scan(trial, "phases")
