@@ -15,11 +15,9 @@ from analysis.metrics import WHOLE, generation_span, phases
 from analysis.profile import read_profile
 from analysis.run import Run, Trial
 from analysis.schema import OPERATIONS
+from analysis.spans import GENERATION
 from analysis.summary import read_summary
 from analysis.units import GIB
-
-#: The span in which the engine generated, as `analysis.profile` calls it.
-GENERATING = "generation"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Evidence:
     @property
     def span(self) -> str:
         """The span that `sizes` and `measured` are of: `generation` where the trial has one, else the whole trial."""
-        return GENERATING if self.generation else WHOLE
+        return GENERATION if self.generation else WHOLE
 
     @property
     def span_told(self) -> str:
@@ -60,7 +58,7 @@ class Evidence:
 
     def moved(self, op: str) -> int | None:
         """Return the bytes traced of `op` in the span, None where no requests were."""
-        count: int | None = self.whole[f"{GENERATING if self.generation else 'traced'}_{op}_bytes"]
+        count: int | None = self.whole[f"{GENERATION if self.generation else 'traced'}_{op}_bytes"]
         return count
 
     def gib_s(self, op: str) -> float | None:

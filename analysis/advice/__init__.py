@@ -22,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     measurement.page_cache,
     job.both_idle,
     job.storage_bound,
+    job.idle_gpu,
     job.stalled,
     job.busy_processors,
     job.small_tensors,

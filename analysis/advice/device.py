@@ -9,8 +9,10 @@ import polars as pl
 
 from analysis.advice.rule import Number, Seen, rule
 from analysis.attribution import DATA
-from analysis.evidence import GENERATING, Evidence
+from analysis.evidence import Evidence
+from analysis.metrics import GENERATION as GENERATING
 from analysis.metrics import WHOLE
+from analysis.spans import GENERATION
 from analysis.units import KIB, bytes_text, latency_text, number_text, share_text
 
 #: p99.9 this many times the median is a tail; beyond p99.9 there have to be ten requests to speak of.
@@ -20,6 +22,10 @@ SHALLOW, BUSY_SHARE, FAR_FROM_CEILING = 4.0, 0.5, 0.7
 #: Writes up to this size are small: page cache and journal write them, engines do not. Fewer are not worth a word.
 SMALL_BYTES, MANY_WRITES = 16 * KIB, 100
 DOMINANT = 0.5
+#: The phase that engines and jobs of ours open around all others.
+JOB = "job"
+#: Windows that end where a request does leave no smaller ones over.
+ODD = 0.1
 #: Journal and metadata as a share of the bytes written.
 BOOKKEEPING = 0.05
 #: °C from which drives slow themselves down: NVMe's usual warning temperature is 70 to 85.
@@ -31,30 +37,39 @@ FREE = 0.1
 @rule(
     "tail-latency",
     "Tail latency",
-    "p99.9 of {op} latency is {ratio} times the median {span} ({tail} against {median}; greatest {most}){where}. A "
-    "step waits for its slowest request: look at the latency figure, and for writes or flushes beside the reads.",
+    "p99.9 of {op} latency is {ratio} times the median in {where} ({tail} against {median}; greatest {most}). A step "
+    "waits for its slowest request: look at the latency figure, and for writes or flushes beside the reads.",
 )
 def tail_latency(evidence: Evidence) -> Seen:
     found = []
-    for op in DATA:
-        row = evidence.measured(op)
-        tail, median = row.get("d2c_p999_us"), row.get("d2c_p50_us")
+    for row in _alike(evidence):
+        tail, median = row["d2c_p999_us"], row["d2c_p50_us"]
         if tail is not None and median and row["requests"] >= TAIL_REQUESTS:
-            found.append((tail / median, op, row))
-    ratio, op, row = max(found, key=lambda one: one[0], default=(0.0, "", {}))
+            found.append((tail / median, row))
+    ratio, row = max(found, key=lambda one: one[0], default=(0.0, {}))
     if ratio < TAIL:
         return None
     names = {"tail": "d2c_p999_us", "median": "d2c_p50_us", "most": "d2c_max_us"}
     numbers = {name: Number(row[column], latency_text) for name, column in names.items()}
-    where = _worst_phase(evidence, op)
-    return {**numbers, "ratio": Number(ratio, number_text), "op": op, "span": evidence.span_told, "where": where}
+    return {**numbers, "ratio": Number(ratio, number_text), "op": row["op"], "where": _place(evidence, row)}
 
 
-def _worst_phase(evidence: Evidence, op: str) -> str:
-    """Return in which phase the slowest thousandth was slowest; nothing where no phase has a p99.9."""
-    rows = [row for row in evidence.profile if row["op"] == op and row["phase"] not in (WHOLE, GENERATING)]
-    known = [(row["d2c_p999_us"], row["phase"]) for row in rows if row["d2c_p999_us"] is not None]
-    return f", longest in {max(known)[1]}" if known else ""
+def _alike(evidence: Evidence) -> list[Mapping[str, Any]]:
+    """Return the profile of the spans whose requests are of one kind: generation, or else each phase, or the whole."""
+    own = [row for row in evidence.profile if row["op"] in DATA]
+    phases = [row for row in own if row["phase"] not in (WHOLE, GENERATION, JOB)]
+    return [row for row in own if row["phase"] == GENERATION] or phases or own
+
+
+def _place(evidence: Evidence, row: Mapping[str, Any]) -> str:
+    """Return the row's span in words, for generation with the phase in which the slowest thousandth was slowest."""
+    if row["phase"] == WHOLE:
+        return "the whole trace"
+    if row["phase"] != GENERATION:
+        return f"the phases {row['phase']}"
+    others = [one for one in evidence.profile if one["op"] == row["op"] and one["phase"] in GENERATING]
+    known = [(one["d2c_p999_us"], one["phase"]) for one in others if one["d2c_p999_us"] is not None]
+    return "generation" + (f", worst in {max(known)[1]}" if known else "")
 
 
 @rule(
@@ -89,7 +104,7 @@ def split_readahead(evidence: Evidence) -> Seen:
         return None
     part = int((ahead["bytes"] * ahead["count"]).sum()) / moved
     odd = int(ahead.filter(pl.col("bytes") < limit * KIB)["count"].sum()) / count
-    if part < DOMINANT:
+    if part < DOMINANT or odd < ODD:
         return None
     sizes = {"window": Number(window * KIB, bytes_text), "limit": Number(limit * KIB, bytes_text)}
     shares = {"share": Number(part, share_text), "odd": Number(odd, share_text)}

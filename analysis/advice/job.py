@@ -9,6 +9,7 @@ from analysis.evidence import Evidence
 from analysis.units import bytes_text, number_text, share_text
 from analysis.workload import is_deepspeed_model, settings
 
+_GPU = r"^gpu\d+$"
 #: Utilisation in %: below the first a GPU or a drive is idle, above the second a drive has something to do.
 IDLE, BUSY = 10.0, 50.0
 #: This share of the time is worth a word.
@@ -28,11 +29,7 @@ NEAR_LIMIT = 0.9
 def _waits(evidence: Evidence) -> pl.DataFrame:
     """Return GPU and drive utilisation at the same moments while generating: `gpu`, `drive`, in %."""
     told = evidence.samples.filter((pl.col("name") == "utilisation") & pl.lit(evidence.generation is not None))
-    gpu = (
-        told.filter(pl.col("source").str.contains(r"^gpu\d+$"))
-        .group_by("t_ns")
-        .agg(pl.col("value").mean().alias("gpu"))
-    )
+    gpu = told.filter(pl.col("source").str.contains(_GPU)).group_by("t_ns").agg(pl.col("value").mean().alias("gpu"))
     drive = told.filter(pl.col("source") == "device").select("t_ns", pl.col("value").alias("drive"))
     joined = gpu.sort("t_ns").join_asof(drive.sort("t_ns"), on="t_ns", strategy="nearest", tolerance=TOGETHER_NS)
     return joined.drop_nulls()
@@ -67,6 +64,20 @@ def both_idle(evidence: Evidence) -> Seen:
 )
 def storage_bound(evidence: Evidence) -> Seen:
     return _often(_waits(evidence), (pl.col("gpu") < IDLE) & (pl.col("drive") > BUSY))
+
+
+@rule(
+    "idle-gpu",
+    "The GPU waits, for what is not known",
+    "The GPU was busy {gpu} % of the time {span}, on average, and the drive was not sampled beside it: whether it "
+    "waited for storage cannot be told. Run the same as a sweep, which samples both.",
+)
+def idle_gpu(evidence: Evidence) -> Seen:
+    gpu = evidence.samples.filter(pl.col("source").str.contains(_GPU) & (pl.col("name") == "utilisation"))["value"]
+    if gpu.is_empty() or not evidence.gauge("device", "utilisation").is_empty():
+        return None
+    mean = float(gpu.mean())  # type: ignore[arg-type]
+    return {"gpu": Number(mean, number_text), "span": evidence.span_told} if mean < BUSY else None
 
 
 @rule(

@@ -56,9 +56,9 @@ def rule(code: str, title: str, told: str, state: str = "valid") -> Callable[[Ca
 
 
 def _together(values: Sequence[Number | str]) -> str:
-    """Return numbers as their range, words as a list of the different ones."""
+    """Return numbers as their range, words as the different ones."""
     numbers = sorted((one for one in values if isinstance(one, Number)), key=lambda one: one.value)
     words = [one for one in values if isinstance(one, str)]
     if numbers:
         words.append(" to ".join(dict.fromkeys(one.text(one.value) for one in (numbers[0], numbers[-1]))))
-    return ", ".join(dict.fromkeys(words))
+    return " or ".join(dict.fromkeys(words))

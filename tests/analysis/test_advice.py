@@ -203,6 +203,15 @@ def test_a_gpu_that_waits_for_the_drive(tmp_path):
     assert told(tmp_path / "b", "storage-bound") is None
 
 
+@pytest.mark.parametrize(("gpu", "drive", "fires"), [(3.0, (), True), (80.0, (), False), (3.0, (50.0,), False)])
+def test_a_gpu_that_waits_beside_a_drive_that_was_not_sampled(tmp_path, gpu, drive, fires):
+    samples = series("gpu0", "utilisation", gpu, gpu) + series("device", "utilisation", *drive)
+    make(tmp_path, samples=samples, tracer={})
+    found = told(tmp_path, "idle-gpu")
+    assert (found is not None) is fires
+    assert found is None or "busy 3 % of the time in the whole trace" in found.told
+
+
 def test_samples_outside_generation_count_for_nothing(tmp_path):
     before = [(0.1, "gpu0", "utilisation", 0.0), (0.1, "device", "utilisation", 0.0)]
     make(tmp_path, STEPS, samples=before + utilisation([90, 90], [50, 50]))
@@ -275,7 +284,21 @@ def test_a_long_tail_of_latency(tmp_path, slowest_us, fires):
     found = told(tmp_path, "tail-latency")
     assert (found is not None) is fires
     assert found is None or "p99.9 of read latency is 25" in found.told
-    assert found is None or "longest in decode" in found.told
+    assert found is None or "in generation, worst in decode (5" in found.told
+
+
+def test_a_tail_of_requests_that_are_not_alike_is_told_by_phase(tmp_path):
+    fast, slow = (
+        [row | {"complete_ns": row["issue_ns"] + us * 1000} for row in reads(n, 4 * KIB, begin)]
+        for n, begin, us in ((30_000, 1, 100), (1_000, 6.5, 9000))
+    )
+    phases = [
+        phase_row(name, begin * S, end * S, MIB, api=name) for name, begin, end in (("fast", 1, 6), ("slow", 6, 12))
+    ]
+    make(tmp_path / "a", phases, fast + slow)
+    assert told(tmp_path / "a", "tail-latency") is None
+    make(tmp_path / "b", (), fast + slow)
+    assert "in the whole trace" in said(tmp_path / "b", "tail-latency")
 
 
 def test_a_tail_of_few_requests_is_none(tmp_path):

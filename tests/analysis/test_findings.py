@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import load_run
+from analysis.advice import advice
 from analysis.findings import DIFFERS, NOT_TESTABLE, REPRODUCED, STATEMENTS, Finding, findings
 from analysis.run import Run
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
@@ -76,7 +77,7 @@ def test_the_size_from_which_aio_is_ahead_is_the_first_of_those_after_the_last_t
     speeds = {"aio": [[1.0, 2.0, 2.2, 2.4]] * 2, "posix": [[1.5, 1.0, 1.1, 1.2]] * 2}
     found = told(make_tensors(tmp_path, speeds), "aio-loads")
     assert found.state == REPRODUCED
-    assert "ahead from 4 MiB on, 2 times POSIX" in found.told
+    assert "ahead from 4 MiB on, 2.00 times POSIX" in found.told
     assert "behind at 1 MiB (0.667 times POSIX)" in found.told
 
 
@@ -123,10 +124,10 @@ def test_reads_of_128_kib_that_are_most_of_all_dominate(tmp_path):
 
 
 def test_reads_of_another_size_differ_and_the_devices_limit_is_told(tmp_path):
-    run = engines(tmp_path, Shape(percent=WEIGHTS_ON_DISK, request_kib=512))
+    run = engines(tmp_path, Shape(percent=WEIGHTS_ON_DISK, request_kib=256))
     found = told(change(run, storage={"queue": {"max_sectors_kb": "1280"}}), "model-128k-reads")
     assert found.state == DIFFERS
-    assert "most frequent size is 512 KiB" in found.told
+    assert "most frequent size is 256 KiB" in found.told
     assert "splits at 1280 KiB, the study's at 128 KiB: set storage.queue.max_sectors_kb=128" in found.told
 
 
@@ -265,6 +266,17 @@ def test_only_valid_trials_count_and_those_left_out_are_counted(tmp_path):
     assert found.state == REPRODUCED
     assert len(found.trials) == 1
     assert "1 trial not valid, left out." in found.told
+
+
+def test_broken_trials_stand_in_no_finding_nor_advice_but_their_own(tmp_path):
+    run = make_run(tmp_path, SIZES[:2])
+    found = told(run, "aio-loads")
+    assert found.state == REPRODUCED
+    assert "2 trials not valid, left out." in found.told
+    assert len(found.trials) == 4
+    spoken = {one.code: one.trials for one in advice(load_run(run))}
+    assert list(spoken) == ["lost-events"]
+    assert {trial.slug for trial in load_run(run).published if trial.state == "invalid"} == {*spoken["lost-events"]}
 
 
 def test_cells_are_told_apart_and_one_that_differs_decides(tmp_path):
