@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import load_run
-from analysis.advice import advice
+from analysis.advice import RULES, advice
 from analysis.findings import DIFFERS, NOT_TESTABLE, REPRODUCED, STATEMENTS, Finding, findings
 from analysis.run import Run
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
@@ -268,6 +268,15 @@ def test_only_valid_trials_count_and_those_left_out_are_counted(tmp_path):
     assert "1 trial not valid, left out." in found.told
 
 
+def test_valid_trials_that_lack_what_it_takes_are_counted(tmp_path):
+    run = engines(tmp_path, MODEL, MODEL)
+    second = load_run(run).published[1]
+    (second.path / "trial.json").write_text(json.dumps({**second.record, "ceiling": {"state": "off"}}))
+    found = told(run, "model-not-saturating")
+    assert "1 valid trial of the kind could not be judged." in found.told
+    assert len(found.trials) == 1
+
+
 def test_broken_trials_stand_in_no_finding_nor_advice_but_their_own(tmp_path):
     run = make_run(tmp_path, SIZES[:2])
     found = told(run, "aio-loads")
@@ -293,6 +302,15 @@ def test_a_run_without_trials_tests_nothing(tmp_path):
     assert len(found) == len(STATEMENTS)
     assert {one.state for one in found} == {NOT_TESTABLE}
     assert all("conf/fig" in one.told for one in found)
+
+
+def test_the_docs_list_every_statement_and_every_rule(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "plan": []}))
+    page = (Path(__file__).parents[2] / "docs" / "findings.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")]
+    codes = [one.code for one in findings(load_run(tmp_path))] + [rule.code for rule in RULES]
+    assert [code for code in codes if f"`{code}`" not in rows] == []
+    assert all(one.claim in page for one in findings(load_run(tmp_path)))
 
 
 def test_codes_and_claims_are_each_statements_own(tmp_path):
