@@ -89,7 +89,7 @@ def agreed(states: Iterable[bool]) -> bool | None:
 class Statement:
     """A statement on the trials of one kind, judged cell by cell: what a trial needs for it, and what a cell says.
 
-    `lacks` says in words what none of the kind's trials has, `elsewhere` where such trials come from.
+    `lacks` says in words what none of the kind's trials has, `sweeps` which sweeps have such trials, `how` with what.
     """
 
     code: str
@@ -97,15 +97,18 @@ class Statement:
     able: Callable[[Evidence], bool]
     judge: Callable[[str, Sequence[Evidence]], Judged]
     lacks: str
-    elsewhere: str
+    sweeps: str
+    how: str = "with a tracer of single requests (trace.tracer=auto)"
     undecided: str = MORE_REPEATS
 
     def tested(self, run: Run, own: Sequence[Evidence], kind: str) -> Finding:
         """Return the finding on the valid trials `own`, whose kind is told in words."""
         able = [one for one in own if self.able(one)]
+        if not own:
+            return untested(run, self.code, self.claim, f"No valid trial has {kind}. Run {self.sweeps}.")
         if not able:
-            none = f"No valid trial has {kind}." if not own else f"None of the {len(own)} with {kind} {self.lacks}."
-            return untested(run, self.code, self.claim, f"{none} {self.elsewhere}")
+            missing = f"{count_text(len(own), 'valid trial')} with {kind}, but {self.lacks}"
+            return untested(run, self.code, self.claim, f"{missing}. Run {self.sweeps} {self.how}.")
         cells = _by_cell(run, able, self.judge)
         slugs = [one.trial.slug for one in able]
         return finding(run, self.code, self.claim, cells, slugs, self.undecided, len(own) - len(able))

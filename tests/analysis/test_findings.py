@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from analysis import load_run
 from analysis.advice import RULES, advice
 from analysis.findings import DIFFERS, NOT_TESTABLE, REPRODUCED, STATEMENTS, Finding, findings
 from analysis.run import Run
+from analysis.schema import REQUESTS, described
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
 from tests.analysis.made_run import BEGIN_NS, GIB_PER_NS, MIB, make_run, phase_row, write_phases, write_record
 
@@ -252,6 +254,30 @@ def test_a_trace_without_phases_is_told_as_a_whole(tmp_path):
     found = told(run, "kv-128k")
     assert found.state == REPRODUCED
     assert "in the whole trace" in found.told
+
+
+def test_issues_alone_tell_sizes_and_bandwidth_as_the_study_took_them(tmp_path):
+    run = engines(tmp_path, CACHE)
+    (trial,) = load_run(run).published
+    path = trial.path / "requests.parquet"
+    table = pq.read_table(path)
+    columns = table.schema.get_field_index("complete_ns")
+    issued = table.set_column(columns, table.schema.field(columns), pa.nulls(table.num_rows, pa.int64()))
+    pq.write_table(issued.replace_schema_metadata(described(REQUESTS, {}, ("issue",)).metadata), path)
+    (trial.path / "phases.parquet").unlink()
+    (trial.path / "samples.parquet").unlink()
+    record = {**trial.record, "ceiling": None, "storage": None, "bytes": None}
+    (trial.path / "trial.json").write_text(json.dumps(record))
+    states = {one.code: one.state for one in findings(load_run(run))}
+    reproduced = {code for code, state in states.items() if state == REPRODUCED}
+    assert reproduced == {"kv-reads-and-writes", "kv-128k", "kv-reads-above-writes"}
+    assert states["kv-whole-step"] == NOT_TESTABLE
+    assert [one.code for one in advice(load_run(run))] == ["single-repeat"]
+
+
+def test_deepspeed_offloads_a_model_whatever_else_it_is_told(tmp_path):
+    found = told(engines(tmp_path, Shape(kind="deepspeed_model")), "model-128k-reads")
+    assert found.state == REPRODUCED
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
