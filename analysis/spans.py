@@ -185,4 +185,3 @@ def by_class(classes: Array, *columns: Array) -> Iterator[tuple[int, tuple[Array
     bounds = [0, *(np.flatnonzero(np.diff(classes)) + 1).tolist(), classes.size]
     for first, last in zip(bounds[:-1], bounds[1:], strict=True):
         yield int(classes[first]), tuple(column[first:last] for column in columns)
-

@@ -180,7 +180,9 @@ def _statistics(metadata: pq.FileMetaData, column: str) -> list[pq.Statistics | 
     names = [metadata.schema.column(place).name for place in range(metadata.num_columns)]
     if column not in names:
         return []
-    return [metadata.row_group(group).column(names.index(column)).statistics for group in range(metadata.num_row_groups)]
+    return [
+        metadata.row_group(group).column(names.index(column)).statistics for group in range(metadata.num_row_groups)
+    ]
 
 
 def _names(column: pa.DictionaryArray) -> tuple[str, ...]:
