@@ -156,7 +156,7 @@ def value_range(path: Path, column: str) -> tuple[Any, Any] | None:
 
 def row_count(path: Path) -> int:
     """Return how many rows the file has."""
-    return _metadata(path).num_rows
+    return int(_metadata(path).num_rows)
 
 
 def _metadata(path: Path) -> pq.FileMetaData:

@@ -162,7 +162,7 @@ def _described(trial: Trial, spread: Spread) -> str:
     device = trial.section("device").get("name") or "unknown"
     close = any(own.count > EXACT_VALUES for own in spread.values())
     about = " Percentiles of so many are within 0.1 %." if close else ""
-    return f"{counts} on device {device}, from issue to the driver until completion, without the wait in a scheduler before.{about}"
+    return f"{counts} on device {device}, from issue to completion; the wait in a scheduler comes before.{about}"
 
 
 def _compared(run: Run, spreads: Tried[Spread]) -> alt.TopLevelMixin | None:
@@ -205,9 +205,9 @@ def _ranges(cells: Mapping[str, Spread], op: str, ends: tuple[float, float], wid
     )
     colour = theme.OPERATIONS[op]
     tooltip = [alt.Tooltip("cell:N", title="Cell"), alt.Tooltip("mark:N"), alt.Tooltip("text:N", title="Took at most")]
-    points = base.mark_point(filled=True, size=95, opacity=1, color=colour, stroke="white", strokeWidth=0.8)
+    points = base.mark_point(filled=True, size=95, opacity=1, stroke="white", strokeWidth=0.8)
     layers = [
         base.mark_line(color=colour, strokeWidth=2, opacity=0.5).encode(x=x, detail="cell:N"),
-        points.encode(x=x, shape=_shape(), tooltip=tooltip),
+        points.encode(x=x, shape=_shape(), color=alt.value(colour), tooltip=tooltip),
     ]
     return alt.LayerChart(layer=layers).properties(width=width, height=26 * len(rows))
