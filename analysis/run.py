@@ -161,6 +161,12 @@ class Run:
                 frame[name] = frame[name].astype("Int64")
         return frame
 
+    def metrics(self) -> pd.DataFrame:
+        """Return one row per trial, span of time and operation with what was measured in it (`analysis.profile`)."""
+        from analysis.profile import read_profile
+
+        return read_profile(self).to_pandas()
+
     def requests(
         self,
         trial: str | Trial | None = None,
