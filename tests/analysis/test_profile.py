@@ -278,3 +278,10 @@ def test_the_profile_agrees_with_the_summary(tmp_path: Path) -> None:
             assert row["d2c_p999_us"] == summed[f"{op}_d2c_p999_us"]
             assert row["ceiling_share"] == pytest.approx(summed[f"{op}_ceiling_share"])
             assert np.isclose(row["expected_share"], row["bytes"] / row["expected_bytes"])
+
+
+def test_every_column_is_explained(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, sizes=(MIB,), broken=False, repeats=1))
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    missing = [name for name in run.metrics().columns if f"`{name}`" not in page and not name.startswith("cell.")]
+    assert not missing
