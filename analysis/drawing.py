@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis import stacks
 from analysis.figures import ALWAYS, WITH_TABLE, Drawn, draw, figure
+from analysis.figures.metric import numeric_axes
 from analysis.report import write_report
 from analysis.run import Run, load_run
 
@@ -16,6 +17,8 @@ def figure_names(run: Run) -> list[str]:
     """Return the figures a run asks for, those that every trial gets, and those of what it recorded besides."""
     asked = [str(name) for name in run.record.get("figures") or []]
     besides = [name for name, table in WITH_TABLE.items() if any(trial.table(table) for trial in run.published)]
+    if not any(name.partition(":")[0] == "metric" for name in asked) and numeric_axes(run.published):
+        besides.append("metric")
     if any(stacks.recorded(trial) for trial in run.published):
         besides.append("flamegraph")
     return list(dict.fromkeys([*asked, *ALWAYS, *besides]))

@@ -15,7 +15,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import DictConfig, OmegaConf, errors
 
-from analysis.figures import FIGURES
+from analysis import figures as drawing
+from analysis.errors import AnalysisError
 from sweep.errors import ConfigError, first_line
 from tasks import workloads
 from tasks.files import conf_dir
@@ -143,6 +144,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
         _refuse_other_scenario(raw, text)
         _override(raw, text)
     sweep = _checked(str(path), raw, others)
+    _check_figures(sweep)
     _refuse_lost_overrides(sweep, overrides)
     return sweep
 
@@ -481,12 +483,20 @@ def _checked_cells(source: str, raw: dict[str, Any], inherited: Collection[str] 
     if not 1 <= typed["repeats"] <= _MOST_REPEATS:
         raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {typed['repeats']}")
     figures = typed["figures"]
-    for name in figures or ():
-        if name not in FIGURES:
-            raise ConfigError(source, "figures", f"no figure {name!r}", _nearest(name, FIGURES))
     if figures is None:
         figures = _figures(_checked_trial(source, first)["workload"], axes)
     return Sweep(source, typed["name"], typed["description"], typed["repeats"], tuple(figures), axes, raw)
+
+
+def _check_figures(sweep: Sweep) -> None:
+    """Refuse a figure that there is none of, or one against an axis that no cell has."""
+    parts = [sweep, *sweep.scenarios.values()]
+    axes = [*([SCENARIO] if sweep.scenarios else []), *(axis.path for part in parts for axis in part.axes)]
+    for name in sweep.figures:
+        try:
+            drawing.check(name, list(dict.fromkeys(axes)))
+        except AnalysisError as error:
+            raise ConfigError(sweep.source, "figures", str(error)) from None
 
 
 def _figures(workload: dict[str, Any], axes: Sequence[Axis]) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ PHASES = {
     "prefill": PURPLE,
     "decode": GREEN,
     "drain": "#6b7280",
-}  #: What offload files hold, and what else a filesystem writes.
+}
+#: What offload files hold, and what else a filesystem writes.
 ROLES = {
     "weights": BLUE,
     "kv": ORANGE,
@@ -40,6 +41,10 @@ ROLES = {
     "metadata": "#8c959f",
     "other": BLACK,
 }
+#: Cells of a sweep beside each other, in this order; the yellow of the palette is too pale for a line.
+CELLS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+#: The dash pattern of each of them, so that lines differ without colour too.
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 2, 2, 2], [4, 4], [12, 4], [1, 3])
 SPARE = (PURPLE, GREEN, YELLOW, BLUE, VERMILLION, ORANGE, SKY)
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
