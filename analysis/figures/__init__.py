@@ -39,9 +39,10 @@ FIGURES = {
     "sectors": "analysis.figures.sectors",
     "tokens": "analysis.figures.tokens",
     "metric": "analysis.figures.metric",
+    "roofline": "analysis.figures.roofline",
 }
-#: Drawn for every trial, whatever a sweep asks for.
-ALWAYS = ("bandwidth", "sizes")
+#: Drawn for every trial, whatever a sweep asks for, unless a figure that was asked for holds them.
+ALWAYS = ("timeline", "sizes")
 #: Drawn too where a trial of the run has this table.
 WITH_TABLE = {"roles": "extents"}
 #: Names that may go on, after a colon, with what is to be drawn.
@@ -103,10 +104,21 @@ def figure(name: str) -> Figure:
     return cast(Figure, module.asked(asked) if asked else module)
 
 
-def draw(run: Run, names: Sequence[str], out_dir: Path) -> list[Drawn]:
-    """Draw the named figures of `run` into `out_dir`, each chart as HTML, SVG, PDF and PNG."""
-    figures = [figure(name) for name in dict.fromkeys(names)]
-    return [_save(one.NAME, panel, out_dir) for one in figures for panel in one.charts(run)]
+def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] = ()) -> list[Drawn]:
+    """Draw the named figures of `run` into `out_dir`, each chart as HTML, SVG, PDF and PNG.
+
+    Those of `besides` follow, but for charts that are parts of one that is drawn by then: each takes half a second and
+    more than a megabyte.
+    """
+    drawn: list[Drawn] = []
+    held: set[tuple[str, str | None]] = set()
+    for name in dict.fromkeys([*names, *besides]):
+        one = figure(name)
+        for panel in one.charts(run):
+            if name in names or (name, panel.trial) not in held:
+                drawn.append(_save(one.NAME, panel, out_dir))
+                held |= {(part, panel.trial) for part in panel.holds if panel.reason is None}
+    return drawn
 
 
 def _save(name: str, panel: Panel, out_dir: Path) -> Drawn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from analysis.errors import AnalysisError, CannotDraw
 from analysis.figures import theme
 from analysis.figures.cells import left_out, repeats_text, varying
 from analysis.figures.panel import Panel, ruled_out
+from analysis.figures.profiled import profile
 from analysis.intervals import interval
 from analysis.measures import ENGINE, Measure, axis_of, parse
 from analysis.metrics import WHOLE
@@ -138,7 +138,7 @@ def _source(run: Run, measure: Measure) -> tuple[pl.DataFrame, str]:
     if measure.op is None:
         column = f"metric.{measure.name}" if measure.name in ENGINE else measure.name
         return read_summary(run).filter(pl.col("phase") == WHOLE), column
-    frame: pl.DataFrame = importlib.import_module("analysis.profile").read_profile(run)
+    frame = profile(run)
     own = frame.filter((pl.col("phase") == measure.phase) & (pl.col("op") == measure.op))
     if own.is_empty():
         phases = ", ".join(frame["phase"].unique(maintain_order=True).to_list())
@@ -227,7 +227,7 @@ def _drawn(
     base = data.encode(x=x, color=_colour(trials, layout, legend))
     if layout.colour and not numbers:
         base = base.encode(
-            xOffset=alt.XOffset("colour:N", sort=_names(trials, layout.colour), scale=alt.Scale(paddingOuter=1.5))
+            xOffset=alt.XOffset("colour:N", sort=_names(trials, layout.colour), scale=alt.Scale(paddingOuter=1))
         )
     mean, one = (base.transform_filter(f"datum.kind == '{kind}'") for kind in ("mean", "repeat"))
     dash, shape = _dash(trials, layout)
