@@ -299,8 +299,9 @@ def _dash(trials: Sequence[Trial], layout: _Layout) -> tuple[Any, Any]:
     names = _names(trials, layout.dash)
     dash = alt.Scale(domain=names, range=list(theme.DASHES[: len(names)]))
     shape = alt.Scale(domain=names, range=["circle", "square", "triangle-up"][: len(names)])
+    # one legend for both: Vega-Lite drops both where one of them has none
     legend = alt.Legend(symbolFillColor=theme.FAINT_INK, symbolStrokeColor=theme.FAINT_INK)
-    lines = alt.StrokeDash("dash:N", scale=dash, legend=None)
+    lines = alt.StrokeDash("dash:N", title=layout.dash, scale=dash, legend=legend)
     return lines, alt.Shape("dash:N", title=layout.dash, scale=shape, legend=legend)
 
 

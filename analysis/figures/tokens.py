@@ -120,9 +120,8 @@ def _lines(
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260, columns=4) if first else None
     colour = alt.Color("cell:N", title=None, scale=colours, legend=legend)
     # what lies beneath another line shows through its gaps
-    dash = alt.StrokeDash(
-        "cell:N", scale=alt.Scale(domain=colours.domain, range=theme.DASHES), legend=legend, title=None
-    )
+    dashes = alt.Scale(domain=colours.domain, range=theme.DASHES)
+    dash = alt.StrokeDash("cell:N", scale=dashes, legend=None)
     base = alt.Chart(alt.InlineData(values=values.to_dicts())).encode(x=x, color=colour)
     few = values["step"].n_unique() <= 48
     band = base.mark_area(opacity=0.15, line=False, clip=True).encode(y=alt.Y("min:Q", scale=scale), y2="max:Q")

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -236,6 +237,8 @@ def test_other_axes_become_colours_dashes_and_charts(tmp_path: Path) -> None:
         (fs, api, f"x {x}") for fs in "ab" for api in "cd" for x in "ef"
     }
     assert len(rows) == len(names)
+    legends = {legend.get("title") for legend in vl_convert.vegalite_to_vega(panel.chart.to_dict())["legends"]}
+    assert legends == {"fs", "api"}
     assert all(one.reason is None for one in draw(run, ["metric:tokens_per_s@n", "metric:tokens_per_s@fs"], tmp_path))
 
 
