@@ -53,9 +53,9 @@ class Tried(Generic[T]):
             raise self._errors[trial.slug]
         return self._found[trial.slug]
 
-    def __contains__(self, slug: str) -> bool:
-        """Say whether the trial with this slug has it."""
-        return slug in self._found
+    def has(self, trial: Trial) -> bool:
+        """Say whether one trial has it."""
+        return trial.slug in self._found
 
     def all(self) -> list[T]:
         """Return it for the trials that have it."""

@@ -44,7 +44,7 @@ _HEAD = (
 def charts(run: Run) -> Iterator[Panel]:
     """Yield panels of up to seven cells each; all share their axes, so they compare at sight."""
     found = Tried(run.published, lambda trial: steps(trial.path))
-    own = [trial for trial in run.published if trial.slug in found and not _decode(found.of(trial)).is_empty()]
+    own = [trial for trial in run.published if found.has(trial) and not _decode(found.of(trial)).is_empty()]
     try:
         told = _labelled(run, own, found)
     except CannotDraw as error:
