@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 import yaml
 from omegaconf import OmegaConf, errors
 
-from analysis.figures import FIGURES
+from analysis import figures as drawing
+from analysis.errors import AnalysisError
 from sweep.cells import Cells
 from sweep.checks import interpolated, workload_kind
 from sweep.definition import SCENARIO, SECTIONS, Axis, Definition, Order, Sweep
@@ -55,6 +56,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
         _refuse_other_scenario(raw, text)
         _override(raw, text)
     sweep = _checked(str(path), raw, others)
+    _check_figures(sweep)
     _refuse_lost_overrides(sweep, overrides)
     return sweep
 
@@ -395,13 +397,22 @@ def _seed(source: str, told: Mapping[str, Any]) -> int | None:
 
 
 def _chosen_figures(sweep: Sweep, figures: Sequence[str] | None) -> tuple[str, ...]:
-    for name in figures or ():
-        if name not in FIGURES:
-            raise ConfigError(sweep.source, "figures", f"no figure {name!r}", nearest(name, FIGURES))
+    """Return the figures that the sweep states, or those that suit its first cell."""
     if figures is not None:
         return tuple(figures)
     cells = Cells(sweep)
     return _figures(cells.config(next(cells.places()))["workload"], sweep.axes)
+
+
+def _check_figures(sweep: Sweep) -> None:
+    """Refuse a figure that there is none of, or one against an axis that no cell has."""
+    parts = [sweep, *sweep.scenarios.values()]
+    axes = [*([SCENARIO] if sweep.scenarios else []), *(axis.path for part in parts for axis in part.axes)]
+    for name in sweep.figures:
+        try:
+            drawing.check(name, list(dict.fromkeys(axes)))
+        except AnalysisError as error:
+            raise ConfigError(sweep.source, "figures", str(error)) from None
 
 
 def _figures(workload: dict[str, Any], axes: Sequence[Axis]) -> tuple[str, ...]:

@@ -376,7 +376,7 @@ def test_scenarios_are_cells_of_different_kinds_in_one_sweep(file: Any) -> None:
     assert configs["scenario=program,rep=1"]["workload"]["kind"] == "command"
     assert configs["scenario=program,rep=1"]["limits"]["memory"] == "64MiB"
     assert "fig2" in sweep.figures
-    assert sweep.figures.count("bandwidth") == 1
+    assert sweep.figures.count("sizes") == 1
 
 
 def test_scenarios_written_out_make_the_same_trials(file: Any, tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_figures_suit_all_cells(file: Any) -> None:
     workload["shape"] = {"layers": 4, "hidden": 128, "heads": 2, "vocabulary": 512, "positions": 512}
     on_disk = [[0, 0, 100, 0, 100, 0], [100, 0, 0, 0, 100, 0]]
     sweep = load(file(workload=workload, grid={"workload.batch_size": [1, 2], "workload.percent": on_disk}))
-    assert set(sweep.figures) == {"fig4", "fig5", "fig6", "bandwidth", "sizes"}
+    assert set(sweep.figures) == {"fig4", "fig5", "fig6", "tokens", "roofline"}
     bad = load(file(workload=workload, grid={"workload.percent": [on_disk[0], ["x", 0, 0, 0, 0, 0], 7]}))
     with pytest.raises(ConfigError, match=r"workload\.percent"):
         Grid(bad)

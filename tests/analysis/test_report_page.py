@@ -153,7 +153,7 @@ def test_diskstats_trials_say_which_figures_their_tracer_rules_out(tmp_path: Pat
     (tmp_path / "run.json").write_text('{"schema_version": 1}')
     write_record(tmp_path / "trials" / "a", tracer={"name": "diskstats", "begin_ns": 0, "end_ns": 10})
     paths = draw_run(tmp_path)
-    assert set(paths["ruled_out"]) == {"bandwidth-a", "sizes-a"}
+    assert set(paths["ruled_out"]) == {"timeline-a", "sizes-a"}
     text = Page.read(Path(paths["report"])).text
     assert text.count("the tracer of this trial, diskstats, records no single requests") == 1
     assert text.count("the device's counters were not sampled") == 1

@@ -41,8 +41,8 @@ def make_trial(folder: Path, requests: list[dict[str, Any]], phases: list[dict[s
 def rows_of(requests: list[tuple[int, int | None, str, int, bool]]) -> list[dict[str, Any]]:
     """Return request rows; one without its issue keeps a completion, so that it has some time."""
     rows = []
-    for issue, latency, op, size, issued in requests:
-        complete = None if latency is None else issue + latency
+    for issue, wait, op, size, issued in requests:
+        complete = None if wait is None else issue + wait
         rows.append(request_row(issue if issued or complete is None else None, complete, op, size))
     return rows
 
