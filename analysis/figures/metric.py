@@ -95,16 +95,19 @@ def chart(run: Run, measure: Measure) -> alt.TopLevelMixin:
     """Return the figure; raise CannotDraw where no valid trial has the measure, or too many axes are left."""
     axis = axis_of(measure.axis, list(dict.fromkeys(name for trial in run.published for name in trial.cell)))
     values, unit = _values(run, measure)
-    own = [trial for trial in run.published if axis in trial.cell]
+    asked = [trial for trial in run.published if axis in trial.cell]
+    own = [trial for trial in asked if trial.slug in values]
+    if not own:
+        raise CannotDraw(f"no valid trial with the axis {axis} has {measure.measured}")
     layout = _laid_out(own, axis)
     scale, unit_text = _unit(unit, values)
-    rows = [_row(trial, values[trial.slug] / scale, axis, layout) for trial in own if trial.slug in values]
-    if not rows:
-        raise CannotDraw(f"no valid trial with the axis {axis} has {measure.measured}")
+    rows = [_row(trial, values[trial.slug] / scale, axis, layout) for trial in own]
     points = _means(rows)
     title = measure.title + (f" ({unit_text})" if unit_text else "")
     drawn = _drawn([*rows, *points], own, axis, layout, title)
-    return theme.finished(drawn, f"{measure.title} by {axis}", _described(run, own, points))
+    return theme.finished(
+        drawn, f"{measure.title} by {axis}", _described(run, asked, points, _domain([*rows, *points]))
+    )
 
 
 @dataclass(frozen=True)
@@ -212,40 +215,49 @@ def _number(value: Any) -> float | None:
 def _drawn(
     rows: Sequence[dict[str, Any]], trials: Sequence[Trial], axis: str, layout: _Layout, title: str
 ) -> alt.LayerChart | alt.FacetChart:
-    numbers = axis in numeric_axes(trials)
-    order = list(dict.fromkeys(trial.cell[axis] for trial in trials))
-    values = [row | {"x": _number(row["x"]) if numbers else str(row["x"])} for row in rows]
-    data = alt.Chart(alt.InlineData(values=values))
-    facetted = bool(layout.facets)
-    x = (
-        _numeric_x(order, axis, facetted)
-        if numbers
-        else alt.X("x:N", title=axis, sort=[*map(str, order)], axis=alt.Axis(labelAngle=0))
-    )
-    y = alt.Y("value:Q", title=title, scale=_y_scale(rows))
+    numbers, facetted = axis in numeric_axes(trials), bool(layout.facets)
+    width, height = (_FACET_WIDTH, _FACET_HEIGHT) if facetted else (theme.WIDTH, _HEIGHT)
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260)
-    base = data.encode(x=x, color=_colour(trials, layout, legend))
+    data = alt.Chart(alt.InlineData(values=_embedded(rows, numbers)))
+    base = data.encode(x=_x(trials, axis, numbers, width), color=_colour(trials, layout, legend))
     if layout.colour and not numbers:
-        base = base.encode(
-            xOffset=alt.XOffset("colour:N", sort=_names(trials, layout.colour), scale=alt.Scale(paddingOuter=1))
-        )
+        apart = alt.Scale(paddingOuter=1)
+        base = base.encode(xOffset=alt.XOffset("colour:N", sort=_names(trials, layout.colour), scale=apart))
     mean, one = (base.transform_filter(f"datum.kind == '{kind}'") for kind in ("mean", "repeat"))
+    y = alt.Y("value:Q", title=title, scale=_y_scale(rows))
     dash, shape = _dash(trials, layout)
     layers = [
-        mean.transform_filter("datum.low != null")
-        .mark_rule(strokeWidth=1.6, clip=True)
-        .encode(y=alt.Y("low:Q"), y2="high:Q")
+        mean.transform_filter("datum.low != null").mark_rule(strokeWidth=1.6).encode(y=alt.Y("from:Q"), y2="to:Q")
     ]
     if numbers:
-        layers.append(mean.mark_line(strokeWidth=1.8, clip=True).encode(y=y, strokeDash=dash, detail="dash:N"))
+        layers.append(mean.mark_line(strokeWidth=1.8).encode(y=y, strokeDash=dash, detail="dash:N"))
     layers.append(one.mark_point(size=20, opacity=0.75, filled=False, strokeWidth=1).encode(y=y, shape=shape))
-    layers.append(
-        mean.mark_point(size=50, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=_tooltip(axis, layout, title))
-    )
-    width, height = (_FACET_WIDTH, _FACET_HEIGHT) if facetted else (theme.WIDTH, _HEIGHT)
-    drawn = alt.LayerChart(layer=layers, data=data.data) if facetted else alt.LayerChart(layer=layers)
-    drawn = drawn.properties(width=width, height=height)
+    marks = mean.mark_point(size=50, filled=True, opacity=1)
+    layers.append(marks.encode(y=y, shape=shape, tooltip=_tooltip(axis, layout, title)))
+    drawn = alt.LayerChart(layer=layers, data=data.data).properties(width=width, height=height)
     return drawn.facet(facet=alt.Facet("facet:N", title=None), columns=2, spacing=16) if facetted else drawn
+
+
+def _embedded(rows: Sequence[dict[str, Any]], numbers: bool) -> list[dict[str, Any]]:
+    """Return the rows with axis values to draw, and with what of an interval is on the axis of values."""
+    low, high = _domain(rows)
+    values = []
+    for row in rows:
+        placed = row | {"x": _number(row["x"]) if numbers else str(row["x"])}
+        if row.get("low") is not None:
+            placed |= {"from": max(row["low"], low), "to": min(row["high"], high)}
+        values.append(placed)
+    return values
+
+
+def _x(trials: Sequence[Trial], axis: str, numbers: bool, width: int) -> alt.X:
+    """Return the axis of the values that a sweep set."""
+    order = list(dict.fromkeys(trial.cell[axis] for trial in trials))
+    if numbers:
+        return _numeric_x(order, axis, width < theme.WIDTH)
+    names = [str(value) for value in order]
+    crowded = max(map(len, names)) * 6.5 > width / len(names)
+    return alt.X("x:N", title=axis, sort=names, axis=alt.Axis(labelAngle=-35 if crowded else 0, labelLimit=160))
 
 
 def _names(trials: Sequence[Trial], axis: str) -> list[str]:
@@ -273,15 +285,20 @@ def _is_power(value: float) -> bool:
     return value >= 1 and value == int(value) and int(value).bit_count() == 1
 
 
-def _y_scale(rows: Sequence[dict[str, Any]]) -> alt.Scale:
+def _domain(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Return the ends of the axis of values: all of them are on it, and what of the intervals leaves room for them."""
     values = [row["value"] for row in rows]
     least, most = min(values), max(values)
     if 0 < least * _WIDE < most:
-        return alt.Scale(type="log", domain=[least / 1.3, most * 1.3], nice=False)
-    top, bottom = max(most, 0.0), min(least, 0.0)
+        return least / 1.3, most * 1.3
     highs = [row["high"] for row in rows if row.get("high") is not None]
-    room = max(min(max(highs, default=top), _ROOM * top), top)
-    return alt.Scale(domain=[bottom * 1.05, room * 1.05 or 1.0], nice=True)
+    top = min(max([most, *highs]), _ROOM * most) if most > 0 else 0.0
+    return min(least, 0.0) * 1.05, top * 1.05 if top > 0 else 1.0 if least == 0 else 0.0
+
+
+def _y_scale(rows: Sequence[dict[str, Any]]) -> alt.Scale:
+    low, high = _domain(rows)
+    return alt.Scale(type="log" if low > 0 else "linear", domain=[low, high], nice=False)
 
 
 def _colour(trials: Sequence[Trial], layout: _Layout, legend: alt.Legend) -> Any:
@@ -319,7 +336,9 @@ def _tooltip(axis: str, layout: _Layout, title: str) -> list[alt.Tooltip]:
     ]
 
 
-def _described(run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any]]) -> list[str]:
+def _described(
+    run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any]], domain: tuple[float, float]
+) -> list[str]:
     counts = [point["n"] for point in points]
     if max(counts) == 1:
         shown = "One repeat (n = 1) of each cell: no confidence interval can be given."
@@ -329,7 +348,11 @@ def _described(run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any
             f"Filled: mean of {repeats_text(counts)}; bars: 95 % confidence interval of the mean (Student's t){alone}"
         )
         shown += "; small: each repeat."
-    top = max(point["value"] for point in points) * _ROOM
-    cut = [point["high"] for point in points if point["high"] is not None and point["high"] > top]
-    long = f"Bars cut by the axis reach up to {number_text(max(cut))}." if cut else ""
-    return [line for line in (shown, long, left_out(run, trials)) if line]
+    ends = [end for point in points if point["low"] is not None for end in (point["low"], point["high"])]
+    beyond = [number_text(end) for end in (min(ends, default=0.0), max(ends, default=0.0)) if not _within(end, domain)]
+    cut = f"Bars that the axis cuts reach {' and '.join(beyond)}." if beyond else ""
+    return [line for line in (shown, cut, left_out(run, trials)) if line]
+
+
+def _within(value: float, domain: tuple[float, float]) -> bool:
+    return not domain[0] > value and not domain[1] < value

@@ -30,7 +30,7 @@ _BESIDE = ("job", "init", "warmup", "drain", "generation", WHOLE)
 _LEAST_SHARE = 0.01
 _SIZE = re.compile(r"(?P<group>.*\S)\s+[\d.,]+ (?:B|KiB|MiB|GiB|TiB)")
 _HEIGHT, _GAP = 300, 60
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 _MOST_LINES = 16
 _HEAD = ("Cell and phase", "n", "GiB/s", "of the ceiling", "drive busy", "while busy", "mean request")
 
@@ -72,7 +72,7 @@ def _points(run: Run, trials: Sequence[Trial]) -> pl.DataFrame:
     known = frame.filter(pl.col("slug").is_in(list(names)), pl.col("op").is_in(DATA), pl.col("bytes") > 0)
     known = known.filter(pl.col("ceiling_share").is_not_null(), pl.col("busy_share") > 0)
     own = known.filter(pl.col("byte_share") >= _LEAST_SHARE)
-    told = own.filter(~pl.col("phase").is_in(_BESIDE))
+    told = own.filter(~pl.col("phase").str.extract(r"^(\S+)").is_in(_BESIDE))
     # A command tells no phases: its whole window stands for it
     whole = own.filter((pl.col("phase") == WHOLE) & ~pl.col("slug").is_in(told["slug"].unique().implode()))
     return pl.concat([told, whole]).select(
@@ -101,12 +101,10 @@ def _panel(points: pl.DataFrame, op: str, ceilings: Sequence[Ceiling], top: floa
     y = alt.Y("of_ceiling:Q", title=f"{op.capitalize()} bandwidth (% of the ceiling)", scale=scale)
     colour = _colour(points)
     single = alt.Chart(alt.InlineData(values=own.select("cell", "group", "busy", "of_ceiling").to_dicts()))
-    dots = single.mark_circle(size=14, opacity=0.45, clip=True).encode(x=x, y=y, color=colour)
+    dots = single.mark_circle(size=14, opacity=0.45).encode(x=x, y=y, color=colour)
     data = alt.Chart(alt.InlineData(values=_values(_means(own)))).encode(x=x, y=y, color=colour)
-    paths = data.mark_line(strokeWidth=1, opacity=0.5, clip=True).encode(detail=["cell:N", "group:N"], order="place:Q")
-    marks = data.mark_point(size=52, filled=True, opacity=0.95, clip=True).encode(
-        shape=_shape(points), tooltip=_tooltip()
-    )
+    paths = data.mark_line(strokeWidth=1, opacity=0.5).encode(detail=["cell:N", "group:N"], order="place:Q")
+    marks = data.mark_point(size=52, filled=True, opacity=0.95).encode(shape=_shape(points), tooltip=_tooltip())
     several = [dots] if _means(own)["n"].max() != 1 else []
     layers = [*_roofs(op, ceilings, x, y), *several, paths, marks]
     return alt.LayerChart(layer=layers).properties(

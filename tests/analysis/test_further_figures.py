@@ -227,6 +227,23 @@ def test_single_repeats_say_that_there_is_no_interval(tmp_path: Path) -> None:
     assert '"base": 2' not in words(panel.chart)  # 3 is no power of two
 
 
+def test_an_interval_that_leaves_the_axis_is_told(tmp_path: Path) -> None:
+    run = load_run(make_engine_run(tmp_path, {f"n={n}": [Shape(**SMALL), Shape(**SMALL)] for n in (1, 2)}, []))
+    for trial, value in zip(run.published, (10.0, 90.0, 50.0, 51.0), strict=True):
+        change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
+    (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
+    assert "Bars that the axis cuts reach -458 and 558." in texts(panel.chart)
+    assert axes(panel.chart, "y")["Tokens per second (tokens/s)"] == [0, pytest.approx(1.05 * 1.5 * 90)]
+
+
+@LIGHT
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=6))
+def test_the_axis_of_values_holds_them_all(values: list[float]) -> None:
+    low, high = metric._domain([{"value": value} for value in values])
+    assert low <= min(values) <= max(values) <= high
+    assert low < high or values == [0.0]
+
+
 def test_other_axes_become_colours_dashes_and_charts(tmp_path: Path) -> None:
     shape = Shape(steps=2, data_mib=1, step_s=0.05, init_s=0.1)
     names = [f"n={n},fs={fs},api={api},x={x}" for n in (1, 2) for fs in ("a", "b") for api in "cd" for x in ("e", "f")]
@@ -301,7 +318,9 @@ def test_a_roofline_has_phases_against_the_ceiling_and_the_busy_drive(
     for place, trial in enumerate(made.published):
         rows.append(profiled_row(trial.slug, "decode", "read", 0.4 + place / 10, 0.5))
         rows.append(profiled_row(trial.slug, "decode", "write", 0.001, 0.01, byte_share=0.005))
-        rows += [profiled_row(trial.slug, phase, "read", 3.0, 1.0) for phase in ("trial", "generation", "init")]
+        rows += [
+            profiled_row(trial.slug, phase, "read", 3.0, 1.0) for phase in ("trial", "generation", "init", "warmup aio")
+        ]
     with_profile(monkeypatch, rows)
     (panel,) = roofline.charts(made)
     marks = rows_with(panel.chart, "cell", "while_busy")
