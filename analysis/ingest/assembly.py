@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.ingest import deepnvme, generation, kinds
+from analysis.ingest import commands, deepnvme, generation, kinds
 from analysis.ingest.part import WALL, Part, PhaseRow, SampleRow
 from analysis.ingest.skipped import Skipped
 from analysis.ingest.tree import Group
@@ -22,6 +22,10 @@ _LOG_BYTES = 16 << 20
 _TABLES = {"phases": PHASES, "samples": SAMPLES}
 
 
+#: What an axis of a job is only where the jobs of a run differ in it.
+WHERE_VARYING = ("prompt_len", "gen_len", "percent", "memory")
+
+
 def trials(group: Group, folder: Path) -> Iterator[tuple[dict[str, Any], list[Part]]]:
     """Read a group's files; yield cell and parts of each trial they make. Requests go to `folder`."""
     parts = [kinds.read(kind, source, folder) for kind, source in group.files]
@@ -31,33 +35,32 @@ def trials(group: Group, folder: Path) -> Iterator[tuple[dict[str, Any], list[Pa
             yield {"job": "tensor_io", **fs}, repeat
         return
     told = _merged(parts, "workload")
-    if generation.KIND in group.kinds and "kind" in told:
-        axes = {name: told[name] for name in ("model", "batch_size") if name in told}
-        yield {"job": told["kind"], **axes, **fs}, parts
+    if "kind" in told:
+        axes = {name: told[name] for name in ("model", "batch_size", "prompt_len", "gen_len") if name in told}
+        axes |= {"percent": " ".join(map(str, told["percent"]))} if "percent" in told else {}
+        yield {"job": told["kind"], **axes, **_merged(parts, "limits"), **fs}, parts
     else:
         yield {"source": PurePath(group.files[0][1].name).stem}, parts
 
 
-def write(
-    folder: Path, identity: dict[str, Any], parts: Sequence[Part], fs: str | None
-) -> dict[str, Any]:
-    """Write a trial's tables and logs into `folder` and return its record; `identity` has id, slug, cell and repeat."""
+def write(folder: Path, parts: Sequence[Part], fs: str | None) -> dict[str, Any]:
+    """Write a trial's tables and logs into `folder` and return its record, all but id, slug, cell and repeat."""
     placed = _Placed(parts)
     _write_tables(folder, placed)
     _keep_logs(folder, parts)
     skipped = Skipped()
     for part in parts:
         skipped.merge(part.skipped)
+    missing = _missing(parts)
     failures = [text for part in parts for text in part.failures]
     reasons = [text for part in parts for text in part.reasons]
     state = "failed" if failures else "invalid" if reasons else "valid"
-    notes = [*(note for part in parts for note in part.notes), *placed.alignment.values(), *skipped.sentences()]
+    notes = [*(note for part in parts for note in part.notes), *missing, *placed.alignment.values(), *skipped.sentences()]
     command = next((list(part.command) for part in parts if part.command), None)
     config = {"workload": _workload(parts), "limits": _merged(parts, "limits"), "storage": {"fs": fs or UNKNOWN}}
     moved = next((part.moved for part in parts if part.moved), None)
     return {
         "schema_version": SCHEMA_VERSION,
-        **identity,
         "attempt": 1,
         "config": config,
         "command": command,
@@ -82,6 +85,14 @@ def write(
             "first": skipped.first,
         },
     }
+
+
+def _missing(parts: Sequence[Part]) -> list[str]:
+    """Return which files the commands wrote and nobody kept."""
+    there = {PurePath(part.source.name).name for part in parts}
+    logs = [part.source for part in parts if part.kind == commands.KIND]
+    gone = sorted(name for source in logs for name in commands.outputs(source) - there)
+    return [f"what the commands wrote to {', '.join(gone)} is not among the files"] if gone else []
 
 
 def _repeats(parts: Sequence[Part]) -> list[list[Part]]:

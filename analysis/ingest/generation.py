@@ -40,7 +40,7 @@ _METRICS = {
 _TOLD = re.compile(rf"({'|'.join(_METRICS)}):{_NUMBER}")
 _SIGNS = re.compile(rb"prefill latency:|^token_latency=\[|<run_flex(?:llm)?gen>|AsyncPartitionedParameterSwapper|^benchmark - generate", re.M)
 _PASSES = re.compile(r"token_latency=(\[.*)")
-_STAMPS = (re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+)\]"), re.compile(r"^\[rank\d+\]:\[[A-Z]\d{4} (\d\d:\d\d:\d\d\.\d+)"))
+_STAMPS = (re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+)\]"), re.compile(r"^\[rank\d+\]:\[[A-Z]\d{3,4} (\d\d:\d\d:\d\d\.\d+)"))
 _SHAPE = re.compile(r"input_ids\.shape = torch\.Size\(\[(\d+), (\d+)\]\)")
 _NEEDED = ("prefill_latency_s", "decode_latency_s")
 
@@ -123,6 +123,7 @@ def _place(reader: _Reader) -> None:
     """Make the passes phases: on the wall clock where a line after them tells it, else on a clock of their own."""
     part = reader.part
     if not reader.passes:
+        part.notes.append("the log has totals, and not the time of each pass: no phases")
         return
     total = round(sum(reader.passes) * NS_PER_S)
     begin = 0

@@ -69,22 +69,44 @@ def write(found: Found, source: Path, results: Path, name: str, argv: Sequence[s
 
 
 def _write_trials(found: Found, run: Path) -> list[dict[str, Any]]:
-    plan: list[dict[str, Any]] = []
-    repeats: Counter[str] = Counter()
+    cells: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for group in found.groups:
-        folder = run / "incoming"
+        folder = run / f"incoming-{len(records)}"
         folder.mkdir()
         for cell, parts in assembly.trials(group, folder):
+            folder = run / f"incoming-{len(records)}"
             folder.mkdir(exist_ok=True)
-            words = ",".join(f"{axis}={value}" for axis, value in cell.items())
-            repeats[words] += 1
-            identity = {"id": f"{words},rep={repeats[words]}", "cell": cell, "repeat": repeats[words]}
-            identity["slug"] = _slug(str(identity["id"]))
-            record = assembly.write(folder, identity, parts, group.fs)
-            write_bytes(folder / "trial.json", json.dumps(record, indent=1).encode())
-            folder.rename(run / "trials" / str(identity["slug"]))
-            plan.append(identity)
+            cells.append(cell)
+            records.append(assembly.write(folder, parts, group.fs))
+    plan = _plan(cells)
+    for place, (identity, record) in enumerate(zip(plan, records, strict=True)):
+        folder = run / f"incoming-{place}"
+        write_bytes(folder / "trial.json", json.dumps(identity | record, indent=1).encode())
+        folder.rename(run / "trials" / str(identity["slug"]))
     return plan
+
+
+def _plan(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return id, slug, cell and repeat of each trial; trials of equal cells are repeats."""
+    alike = {name for name in assembly.WHERE_VARYING if _same(cells, name)}
+    repeats: Counter[str] = Counter()
+    plan = []
+    for cell in cells:
+        own = {axis: value for axis, value in cell.items() if axis not in alike}
+        words = ",".join(f"{axis}={value}" for axis, value in own.items())
+        repeats[words] += 1
+        identity = f"{words},rep={repeats[words]}"
+        plan.append({"id": identity, "slug": _slug(identity), "cell": own, "repeat": repeats[words]})
+    return plan
+
+
+def _same(cells: Sequence[dict[str, Any]], axis: str) -> bool:
+    """Say whether the trials of each job have the same value of an axis."""
+    values: dict[Any, set[Any]] = {}
+    for cell in cells:
+        values.setdefault(cell.get("job"), set()).add(cell.get(axis))
+    return all(len(own) == 1 for own in values.values())
 
 
 def _record(
