@@ -36,7 +36,9 @@ def trials(group: Group, folder: Path) -> Iterator[tuple[dict[str, Any], list[Pa
         return
     told = _merged(parts, "workload")
     if "kind" in told:
-        axes = {name: told[name] for name in ("model", "batch_size", "prompt_len", "gen_len") if name in told}
+        axes: dict[str, Any] = {
+            name: told[name] for name in ("model", "batch_size", "prompt_len", "gen_len") if name in told
+        }
         axes |= {"percent": " ".join(map(str, told["percent"]))} if "percent" in told else {}
         yield {"job": told["kind"], **axes, **_merged(parts, "limits"), **fs}, parts
     else:
@@ -55,7 +57,12 @@ def write(folder: Path, parts: Sequence[Part], fs: str | None) -> dict[str, Any]
     failures = [text for part in parts for text in part.failures]
     reasons = [text for part in parts for text in part.reasons]
     state = "failed" if failures else "invalid" if reasons else "valid"
-    notes = [*(note for part in parts for note in part.notes), *missing, *placed.alignment.values(), *skipped.sentences()]
+    notes = [
+        *(note for part in parts for note in part.notes),
+        *missing,
+        *placed.alignment.values(),
+        *skipped.sentences(),
+    ]
     command = next((list(part.command) for part in parts if part.command), None)
     config = {"workload": _workload(parts), "limits": _merged(parts, "limits"), "storage": {"fs": fs or UNKNOWN}}
     moved = next((part.moved for part in parts if part.moved), None)
@@ -77,7 +84,12 @@ def write(folder: Path, parts: Sequence[Part], fs: str | None) -> dict[str, Any]
         "trouble": "; ".join(dict.fromkeys(notes)) or None,
         "import": {
             "files": [
-                {"name": part.source.name, "kind": part.kind, "bytes": part.source.path.stat().st_size, "lines": part.lines}
+                {
+                    "name": part.source.name,
+                    "kind": part.kind,
+                    "bytes": part.source.path.stat().st_size,
+                    "lines": part.lines,
+                }
                 for part in parts
             ],
             "lines": sum(part.lines for part in parts),
@@ -146,7 +158,7 @@ class _Placed:
             )
         if any(part.phases for part in parts):
             self.alignment["phases"] = (
-                "the engine's passes are not on the clock of the requests: they are in the metrics, not among the phases"
+                "the engine's passes are not on the clock of the requests: in the metrics, not among the phases"
             )
 
     def _by_wall_clock(self, parts: Sequence[Part], begin: int, sampled: bool) -> None:
@@ -155,7 +167,9 @@ class _Placed:
                 self.samples += [_moved_sample(row, -begin) for row in part.samples]
                 self.phases += [_moved_phase(row, -begin) for row in part.phases]
             elif part.phases:
-                self.alignment["phases"] = "the engine's passes have no place on the clock of the samples: not among the phases"
+                self.alignment["phases"] = (
+                    "the engine's passes have no place on the clock of the samples: not among the phases"
+                )
         if self.phases and sampled:
             self.alignment["phases"] = "passes and samples are told by the same wall clock"
 

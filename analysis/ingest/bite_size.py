@@ -1,13 +1,14 @@
 """Raw output of the study's `bio-bite-size.bt`: a line for each request issued, and no completions.
 
-Its printf is `"%llu, %s, %d, %llu, %d\\n"` with nsecs, rwbs, bytes, sector and nr_sector at block_rq_issue. bpftrace writes
-its own messages (the banner, `Lost 1234 events`) to the same file, whole, between any two pieces of the lines: taken out,
-the pieces join again.
+Its printf is `"%llu, %s, %d, %llu, %d\\n"` with nsecs, rwbs, bytes, sector and nr_sector at block_rq_issue. bpftrace
+writes its own messages (the banner, `Lost 1234 events`) to the same file, whole, between any two pieces of the lines:
+taken out, the pieces join again.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as csv
 
 from analysis.ingest.part import BOOT, Part, Source
-from analysis.ingest.request_file import RequestFile
-from analysis.ingest.skipped import Skipped
+from analysis.ingest.request_file import Column, RequestFile
 from analysis.trace import Array
 from analysis.units import SECTOR_BYTES, count_text
 
@@ -49,15 +50,24 @@ _CUT = "the last line, which the file's end cuts off"
 
 
 @dataclass
-class _Block:
-    """What a piece of the file holds; the words of `rwbs` are its own, `skipped` are reason, line and byte in it."""
+class _Met:
+    """How often something was met in a piece, and the line and byte in it where it was first."""
 
-    columns: dict[str, Array]
+    count: int
+    line: int
+    at: int
+
+
+@dataclass
+class _Block:
+    """What a piece of the file holds; the words of `rwbs` are its own, `skipped` tells by reason what is no request."""
+
+    columns: dict[str, Column]
     words: list[str]
     lines: int = 0
     size: int = 0
     lost: int = 0
-    skipped: list[tuple[str, int, int]] = field(default_factory=list)
+    skipped: dict[str, _Met] = field(default_factory=dict)
 
 
 def recognises(head: bytes) -> bool:
@@ -71,11 +81,13 @@ def read(source: Source, folder: Path) -> Part:
     part = Part(source, KIND, clock=BOOT)
     lost = 0
     provenance = {"importer": KIND, "file": source.name}
-    with RequestFile(folder / "requests.parquet", provenance, ["issue"], ("issue_ns", "rwbs", "sector", "bytes")) as out:
+    with RequestFile(
+        folder / "requests.parquet", provenance, ["issue"], ("issue_ns", "rwbs", "sector", "bytes")
+    ) as out:
         for block in _parsed(source.path):
             lost += block.lost
-            for reason, line, _ in block.skipped:
-                part.skipped.add(reason, source.name, part.lines + line)
+            for reason, met in block.skipped.items():
+                part.skipped.add(reason, source.name, part.lines + met.line, met.count)
             part.lines += block.lines
             codes = np.array([out.code("rwbs", word) for word in block.words] or [0], np.int32)
             out.add(block.columns | {"rwbs": codes[block.columns["rwbs"]]})
@@ -98,10 +110,14 @@ def _describe(part: Part, out: RequestFile, lost: int) -> None:
     if lost:
         part.reasons.append(f"{count_text(lost, 'event')} lost by the tracer")
     if broken:
-        part.reasons.append(f"{count_text(broken, 'line')} of the trace could not be read ({part.skipped.first[_BROKEN]})")
+        part.reasons.append(
+            f"{count_text(broken, 'line')} of the trace could not be read ({part.skipped.first[_BROKEN]})"
+        )
     if not out.rows:
         part.failures.append(f"{part.source.name} holds no request")
-    part.notes.append("the tracer recorded when requests were issued, not when they completed: no latency, no queue depth")
+    part.notes.append(
+        "the tracer recorded when requests were issued, not when they completed: no latency, no queue depth"
+    )
 
 
 def _parsed(path: Path) -> Iterator[_Block]:
@@ -123,39 +139,39 @@ def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
         while piece := file.read(BLOCK_BYTES):
             block = rest + piece
             cut = _end_of_line(block)
+            if not cut and len(block) > BLOCK_BYTES + _REACH:  # nothing but other things
+                cut = block.rfind(b"\n") + 1 or len(block)
             if cut:
                 yield block[:cut], False
             rest = block[cut:]
-            if len(rest) > BLOCK_BYTES:  # no line is so long
-                yield rest, False
-                rest = b""
         yield rest, True
 
 
 def _end_of_line(block: bytes) -> int:
-    """Return where a block may be cut: after a whole request, which no message of bpftrace stands in."""
-    last = end = block.rfind(b"\n") + 1
+    """Return where a block may be cut: after a whole request, which no message of bpftrace stands in; 0: nowhere."""
+    end = block.rfind(b"\n") + 1
     least = max(end - _REACH, 0)
     while end > least:
         begin = block.rfind(b"\n", 0, end - 1) + 1
         if _LINE.fullmatch(block, begin, end):
             return end
         end = begin
-    return last
+    return 0
 
 
 def _parse(block: bytes, last: bool) -> _Block:
     """Return what a piece of the file holds: line by line only where something else than requests stands in it."""
     text, messages, lost = _without_messages(block)
     parts, begin, lines = [], 0, 0
+    skipped: dict[str, _Met] = {}
     for piece in _read_pieces(text, last):
-        for place, (reason, line, at) in enumerate(piece.skipped):
-            above = lines + sum(message <= begin + at for message in messages)
-            piece.skipped[place] = (reason, line + above, at)
+        for reason, met in piece.skipped.items():
+            line = lines + met.line + bisect_right(messages, begin + met.at)
+            skipped.setdefault(reason, _Met(0, line, 0)).count += met.count
         begin, lines = begin + piece.size, lines + piece.lines
         parts.append(piece)
     whole = _joined(parts)
-    whole.lines, whole.lost = lines + len(messages), lost
+    whole.lines, whole.lost, whole.skipped = lines + len(messages), lost, skipped
     return whole
 
 
@@ -163,20 +179,21 @@ def _without_messages(block: bytes) -> tuple[bytes, list[int], int]:
     """Return the block without bpftrace's messages, where in what is left each of them stood, and the events lost."""
     if b"o" not in block:  # both messages have it, no request does; one byte is found fast
         return block, [], 0
-    lost, places, parts, end = 0, [], [], 0
+    lost, places, parts, end, removed = 0, [], [], 0, 0
     for found in _MESSAGE.finditer(block):
         lost += int(found[1] or 0)
         parts.append(block[end : found.start()])
-        places.append(sum(map(len, parts)))
-        end = found.end()
+        places.append(found.start() - removed)
+        end, removed = found.end(), removed + len(found[0])
     return b"".join([*parts, block[end:]]), places, lost
 
 
 def _read_pieces(text: bytes, last: bool) -> Iterator[_Block]:
     """Yield what the text holds, cut into smaller pieces as long as they hold anything but requests."""
     found = _fast(text) if text.endswith(b"\n") else None
-    middle = _end_of_line(text[: len(text) // 2]) if found is None and len(text) > _REACH else 0
-    if found is not None or not middle:
+    half = text[: len(text) // 2] if found is None and len(text) > _REACH else b""
+    middle = _end_of_line(half) or half.rfind(b"\n") + 1
+    if not middle:
         yield found or _slow(text, last)
         return
     yield from _read_pieces(text[:middle], False)
@@ -184,17 +201,19 @@ def _read_pieces(text: bytes, last: bool) -> Iterator[_Block]:
 
 
 def _joined(parts: Sequence[_Block]) -> _Block:
+    if len(parts) == 1:
+        return parts[0]
     words: dict[str, int] = {}
     for part in parts:
         codes = np.array([words.setdefault(word, len(words)) for word in part.words] or [0], np.int32)
         part.columns["rwbs"] = codes[part.columns["rwbs"]]
     columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-    return _Block(columns if len(parts) > 1 else parts[0].columns, list(words), skipped=[one for part in parts for one in part.skipped])
+    return _Block(columns, list(words))
 
 
 def _fast(block: bytes) -> _Block | None:
     """Return the rows of a block of nothing but requests; None where anything else stands in it."""
-    if b"x" in block or b"X" in block:  # Arrow reads hexadecimal numbers too
+    if not block.isascii() or b"x" in block or b"X" in block:  # Arrow reads hexadecimal numbers too
         return None
     odd: list[object] = []
 
@@ -226,14 +245,14 @@ def _checked(table: pa.Table, size: int) -> _Block | None:
     return _block(numbers, rwbs.indices.to_numpy(), words, table.num_rows, size)
 
 
-def _plausible(issue_ns: Array, bytes: Array, sector: Array, nr_sector: Array) -> np.ndarray:  # type: ignore[type-arg]
+def _plausible(issue_ns: Array, bytes: Array, sector: Array, nr_sector: Array) -> npt.NDArray[np.bool_]:
     """Say which rows a kernel can have made: its bytes are the sectors it tells, unless it tells none."""
     moved = (bytes & 0xFFFFFFFF) // SECTOR_BYTES  # %d of an unsigned int: a discard of 2 GiB and more is negative
     told = (issue_ns >= 0) & (sector >= 0) & (nr_sector >= 0) & (nr_sector <= 1 << 32)
     return np.asarray(told & ((moved == nr_sector) | (nr_sector == 0)))
 
 
-def _block(numbers: dict[str, Array], codes: Array, words: list[str], lines: int, size: int) -> _Block:
+def _block(numbers: dict[str, Column], codes: Column, words: list[str], lines: int, size: int) -> _Block:
     moved = numbers["nr_sector"] * SECTOR_BYTES
     columns = {"issue_ns": numbers["issue_ns"], "rwbs": codes, "sector": numbers["sector"], "bytes": moved}
     return _Block(columns, words, lines, size)
@@ -243,7 +262,8 @@ def _slow(text: bytes, last: bool) -> _Block:
     """Return the rows of a text line by line."""
     whole = text.endswith((b"\n", b"\r"))
     rows: list[tuple[int, bytes, int, int, int]] = []
-    skipped, at, before = [], 0, False
+    skipped: dict[str, _Met] = {}
+    at, before = 0, False
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         cut = last and not whole and number == len(lines)
@@ -251,11 +271,14 @@ def _slow(text: bytes, last: bool) -> _Block:
         if row is not None and before and rows and len(str(row[0])) < len(str(rows[-1][0])):
             row = None  # the rest of the line before, which something broke
         if row is None:
-            skipped.append((_CUT if cut else _BROKEN if _PIECE.search(line) else _TEXT, number, at))
+            reason = _CUT if cut else _BROKEN if _PIECE.search(line) else _TEXT
+            skipped.setdefault(reason, _Met(0, number, at)).count += 1
         else:
             rows.append(row)
         before, at = row is None, at + len(line)
-    return _made(rows, len(lines), len(text), skipped)
+    made = _made(rows, len(lines), len(text))
+    made.skipped = skipped
+    return made
 
 
 def _row(line: bytes, cut: bool) -> tuple[int, bytes, int, int, int] | None:
@@ -272,13 +295,9 @@ def _row(line: bytes, cut: bool) -> tuple[int, bytes, int, int, int] | None:
     return None if cut and not (sectors or found[5] == b"0" == found[3]) else (issue, found[2], moved, sector, sectors)
 
 
-def _made(
-    rows: list[tuple[int, bytes, int, int, int]], lines: int, size: int, skipped: list[tuple[str, int, int]]
-) -> _Block:
+def _made(rows: list[tuple[int, bytes, int, int, int]], lines: int, size: int) -> _Block:
     words: dict[bytes, int] = {}
     codes = np.array([words.setdefault(row[1], len(words)) for row in rows], np.int32)
     places = {"issue_ns": 0, "sector": 3, "nr_sector": 4}
     numbers = {name: np.array([row[place] for row in rows], np.int64) for name, place in places.items()}
-    made = _block(numbers, codes, [word.decode() for word in words], lines, size)
-    made.skipped = skipped
-    return made
+    return _block(numbers, codes, [word.decode() for word in words], lines, size)

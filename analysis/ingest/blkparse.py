@@ -29,7 +29,8 @@ _BLOCKS = re.compile(r"(\d+)\s*\+\s*(\d+)\s*(?:\[(.*)\])?\s*$")
 _SKIPS = re.compile(r"Skips:\s*(\d+) forward \(\s*(\d+)\s*-")
 #: What blkparse sums up at the end.
 _SUMMARY = re.compile(
-    r"\s*$|CPU\d+ \(|Total \(|Throughput \(|Events \(|Skips:|Input file|\s+(?:Reads|Writes|Read|Write|PC|IO unplugs|Allocation|Dispatch|In-flight)\b"
+    r"\s*$|CPU\d+ \(|Total \(|Throughput \(|Events \(|Skips:|Input file|"
+    r"\s+(?:Reads|Writes|Read|Write|PC|IO unplugs|Allocation|Dispatch|In-flight)\b"
 )
 _COLUMNS = ("issue_ns", "complete_ns", "insert_ns", "rwbs", "dev", "comm", "sector", "bytes", "error", "pid")
 _BATCH = 1 << 16
@@ -84,7 +85,10 @@ class _Pairing:
         if key in self.open:
             self.overtaken += 1
             self._write(self.open[key])
-        codes = [self._out.code(name, word) for name, word in (("rwbs", rwbs), ("dev", key[0].replace(",", ":")), ("comm", comm))]
+        codes = [
+            self._out.code(name, word)
+            for name, word in (("rwbs", rwbs), ("dev", key[0].replace(",", ":")), ("comm", comm))
+        ]
         inserted = self.inserts.pop(key, NEVER)
         self.open[key] = [self.now, NEVER, inserted, *codes, key[1], sectors * SECTOR_BYTES, 0, min(pid, 2**31 - 1)]
 

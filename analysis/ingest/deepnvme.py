@@ -1,7 +1,7 @@
 """Output of DeepNVMe's example scripts (py_store_cpu_tensor.py, aio_load_gpu_tensor.py, ...): a tensor's bandwidth.
 
-The last line is `aio load_cpu: 0.0625 GB, 0.0154 secs,  4.04 GB/sec`, with the mean of `loop` loops; its GB are GiB (the
-scripts divide by 1 << 30). How single loops differed, and when they ran, is not in the file.
+The last line is `aio load_cpu: 0.0625 GB, 0.0154 secs,  4.04 GB/sec`, with the mean of `loop` loops; its GB are GiB
+(the scripts divide by 1 << 30). How single loops differed, and when they ran, is not in the file.
 """
 
 from __future__ import annotations

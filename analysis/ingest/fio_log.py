@@ -1,7 +1,7 @@
 """What fio writes: logs of single I/Os, iologs, and JSON reports.
 
-- `--write_lat_log` without `log_avg_msec`: a line for each I/O when it completed, `ms, latency ns, direction, bytes[, offset]
-  [, 0xpriority]` (fio(1), LOG FILE FORMATS). I/Os of the job, not of the block layer; completion to the millisecond.
+- `--write_lat_log` without `log_avg_msec`: a line for each I/O when it completed, `ms, latency ns, direction, bytes
+  [, offset][, 0xpriority]` (fio(1), LOG FILE FORMATS). I/Os of the job, not of the block layer; completion to the ms.
 - `--write_iolog`, version 3: `ms file read|write offset bytes`: issues, and no completions.
 - `--output-format=json`: numbers, no I/O.
 """
@@ -24,7 +24,9 @@ from analysis.units import KIB, NS_PER_MS, NS_PER_S, SECTOR_BYTES, count_text
 KIND = "fio"
 ABOUT = "fio's logs of single I/Os (--write_lat_log without log_avg_msec), iologs of version 3, JSON reports"
 
-_ENTRY = re.compile(r"\s*(\d{1,12}),\s*(\d{1,18}),\s*([0-2]),\s*(\d{1,15})(?:,\s*(\d{1,18}))?(?:,\s*0x[0-9a-fA-F]+)?(?:,\s*\d+)?\s*")
+_ENTRY = re.compile(
+    r"\s*(\d{1,12}),\s*(\d{1,18}),\s*([0-2]),\s*(\d{1,15})(?:,\s*(\d{1,18}))?(?:,\s*0x[0-9a-fA-F]+)?(?:,\s*\d+)?\s*"
+)
 _ACTION = re.compile(r"(\d{1,12}) (\S+) (read|write|trim) (\d{1,18}) (\d{1,15})")
 _OTHER_ACTION = re.compile(r"(?:\d{1,15} )?\S+ (?:add|open|close|wait|sync|datasync)(?: \d+)?(?: \d+)?")
 _VERSION = re.compile(rb"\s*fio version (\d) iolog")
@@ -76,11 +78,18 @@ def _latencies(part: Part, folder: Path) -> None:
             else:
                 done = _ORIGIN_NS + int(found[1]) * NS_PER_MS
                 offsets += found[5] is not None
-                yield [done - int(found[2]), done, out.code("rwbs", _WORDS[found[3]]), int(found[5] or 0), int(found[4])]
+                yield [
+                    done - int(found[2]),
+                    done,
+                    out.code("rwbs", _WORDS[found[3]]),
+                    int(found[5] or 0),
+                    int(found[4]),
+                ]
 
     _write(part, folder, ("issue_ns", "complete_ns"), rows)
     part.notes.append(
-        "I/Os as fio saw them, not requests of the block layer; completions are told to the millisecond, latencies exactly"
+        "I/Os as fio saw them, not requests of the block layer; completions are told to the millisecond, latencies "
+        "exactly"
     )
     if not offsets:
         part.notes.append("the log has no offsets (fio's log_offset=1): every I/O stands at sector 0")
@@ -100,11 +109,15 @@ def _iolog(part: Part, folder: Path, version: int) -> None:
                 part.skipped.add(_BAD, part.source.name, number)
 
     if version != 3:
-        part.failures.append(f"{part.source.name} is an iolog of version {version}, which has no times; fio 3.31 and later write 3")
+        part.failures.append(
+            f"{part.source.name} is an iolog of version {version}, which has no times; fio 3.31 and later write 3"
+        )
         part.skipped.add("an iolog without times", part.source.name)
         return
     _write(part, folder, ("issue_ns",), rows, ("dev",))
-    part.notes.append("an iolog has when I/Os were issued, to the millisecond, and no completions: no latency, no depth")
+    part.notes.append(
+        "an iolog has when I/Os were issued, to the millisecond, and no completions: no latency, no depth"
+    )
 
 
 def _write(part: Part, folder: Path, times: Sequence[str], rows: Any, more: Sequence[str] = ()) -> None:
@@ -112,7 +125,9 @@ def _write(part: Part, folder: Path, times: Sequence[str], rows: Any, more: Sequ
     columns = (*times, "rwbs", "sector", "bytes", *more)
     recorded = ["issue", "completion"][: len(times)]
     part.clock = BOOT
-    with RequestFile(folder / "requests.parquet", {"importer": KIND, "file": part.source.name}, recorded, columns) as out:
+    with RequestFile(
+        folder / "requests.parquet", {"importer": KIND, "file": part.source.name}, recorded, columns
+    ) as out:
         batch: list[list[int]] = []
         for row in rows(out):
             batch.append(row)
@@ -163,5 +178,9 @@ def _numbers(job: str, op: str, told: dict[str, Any]) -> dict[str, tuple[float, 
     if "mean" in latency:
         found[f"{start}clat_mean_us"] = (latency["mean"] / 1000, "µs")
     shares = latency.get("percentile", {})
-    found |= {f"{start}clat_p{float(share):g}_us": (ns / 1000, "µs") for share, ns in shares.items() if float(share) in (50, 99, 99.9)}
+    found |= {
+        f"{start}clat_p{float(share):g}_us": (ns / 1000, "µs")
+        for share, ns in shares.items()
+        if float(share) in (50, 99, 99.9)
+    }
     return found

@@ -3,8 +3,8 @@
     prefill latency: 5.685 s	prefill throughput: 720.514 token/s
     decode latency: 105.674 s	decode throughput: 4.694 token/s
 
-Sizes are in GB of 1 << 30 bytes (both write with FlexGen's constants). DeepSpeed's also has `token_latency=[...]`, seconds
-of each pass, and lines with the wall clock.
+Sizes are in GB of 1 << 30 bytes (both write with FlexGen's constants). DeepSpeed's also has `token_latency=[...]`,
+seconds of each pass, and lines with the wall clock.
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ _METRICS = {
     "peak gpu mem": ("peak_gpu_memory_bytes", "B", GIB),
 }
 _TOLD = re.compile(rf"({'|'.join(_METRICS)}):{_NUMBER}")
-_SIGNS = re.compile(rb"prefill latency:|^token_latency=\[|<run_flex(?:llm)?gen>|AsyncPartitionedParameterSwapper|^benchmark - generate", re.M)
+_SIGNS = re.compile(
+    rb"prefill latency:|^token_latency=\[|<run_flex(?:llm)?gen>|AsyncPartitionedParameterSwapper|^benchmark - generate",
+    re.M,
+)
 _PASSES = re.compile(r"token_latency=(\[.*)")
-_STAMPS = (re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+)\]"), re.compile(r"^\[rank\d+\]:\[[A-Z]\d{3,4} (\d\d:\d\d:\d\d\.\d+)"))
+_STAMPS = (
+    re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+)\]"),
+    re.compile(r"^\[rank\d+\]:\[[A-Z]\d{3,4} (\d\d:\d\d:\d\d\.\d+)"),
+)
 _SHAPE = re.compile(r"input_ids\.shape = torch\.Size\(\[(\d+), (\d+)\]\)")
 _NEEDED = ("prefill_latency_s", "decode_latency_s")
 

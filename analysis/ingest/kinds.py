@@ -18,7 +18,7 @@ KINDS: dict[str, Any] = {**_OTHERS, **TRACES}
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the kind of a file by what is in it, None where it is of none. Raises AnalysisError where it is no file."""
+    """Return the kind of a file by what is in it, None where it is of none; AnalysisError where it cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise AnalysisError(f"{path}: not a regular file")

@@ -1,7 +1,7 @@
 """Rows that come almost in order to a `requests.parquet` that is in order, exactly, in bounded memory.
 
-The newest rows are held back and sorted with those that follow. A row older than what has been written is late: late rows
-are sorted in runs beside the file, and merged into it in a second pass that files without any never need.
+The newest rows are held back and sorted with those that follow. A row older than what has been written is late: late
+rows are sorted in runs beside the file, and merged into it in a second pass that files without any never need.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.schema import OPERATIONS, REQUESTS, described, operation
-from analysis.trace import NEVER, Array
+from analysis.trace import NEVER
 
 #: Rows held back: bpftrace's buffers, one for each CPU, mix up some thousands.
 HELD_ROWS = 1 << 16
@@ -31,12 +33,13 @@ _TIMES = ("complete_ns", "insert_ns")
 _WORDS = ("rwbs", "dev", "comm")
 UNKNOWN_DEVICE = "unknown"
 
+Column = npt.NDArray[Any]
 #: Rows as columns of whole numbers: names as in REQUESTS, words by their code, a time that is not known as NEVER.
-Rows = Mapping[str, Array]
+Rows = Mapping[str, Column]
 
 
 class RequestFile:
-    """Writes the requests of one trace; `words` holds the texts of a dictionary column by code, the op's come by rwbs."""
+    """Writes the requests of one trace; `words` holds the texts of each dictionary column by code."""
 
     def __init__(
         self,
@@ -57,9 +60,9 @@ class RequestFile:
         self._path, self._columns = path, tuple(columns)
         self._schema = described(REQUESTS, provenance, recorded)
         self._held_rows, self._group_rows = held_rows, group_rows
-        self._held: dict[str, Array] = {name: np.empty(0, np.int64) for name in columns}
-        self._group: list[dict[str, Array]] = []
-        self._late: list[dict[str, Array]] = []
+        self._held: dict[str, Column] = {name: np.empty(0, np.int64) for name in columns}
+        self._group: list[dict[str, Column]] = []
+        self._late: list[dict[str, Column]] = []
         self._runs: list[Path] = []
         self._writing: Future[None] | None = None
         self._written = NEVER
@@ -113,10 +116,12 @@ class RequestFile:
         ops = np.array([operation(word) for word in self.words["rwbs"]])
         for op in self.moved:
             codes = np.flatnonzero(ops == op)
-            chosen = np.isin(rows["rwbs"], codes) if codes.size > 1 else rows["rwbs"] == (codes[0] if codes.size else NEVER)
+            chosen = (
+                np.isin(rows["rwbs"], codes) if codes.size > 1 else rows["rwbs"] == (codes[0] if codes.size else NEVER)
+            )
             self.moved[op] += int(rows["bytes"][chosen & done].sum())
 
-    def _emit(self, rows: dict[str, Array]) -> None:
+    def _emit(self, rows: dict[str, Column]) -> None:
         self._written = int(rows["issue_ns"][-1])
         self._group.append({name: values.copy() for name, values in rows.items()})
         if sum(part["issue_ns"].size for part in self._group) >= self._group_rows:
@@ -128,7 +133,7 @@ class RequestFile:
             self._writing = self._pool.submit(self._write, self._group)
             self._group = []
 
-    def _write(self, group: list[dict[str, Array]]) -> None:
+    def _write(self, group: list[dict[str, Column]]) -> None:
         self._out.write_table(self._table(_joined(group)))
 
     def _wait(self) -> None:
@@ -136,7 +141,7 @@ class RequestFile:
             self._writing.result()
             self._writing = None
 
-    def _put_aside(self, rows: dict[str, Array]) -> None:
+    def _put_aside(self, rows: dict[str, Column]) -> None:
         self.late += rows["issue_ns"].size
         self._late.append(rows)
         if sum(part["issue_ns"].size for part in self._late) >= self._group_rows:
@@ -205,20 +210,22 @@ class RequestFile:
                 columns[field.name] = pa.nulls(count, field.type)
         return pa.table([columns[name] for name in REQUESTS.names], schema=self._schema)
 
-    def _operations(self, codes: Array) -> pa.DictionaryArray:
+    def _operations(self, codes: Column) -> pa.DictionaryArray:
         known = np.array([OPERATIONS.index(operation(word)) for word in self.words["rwbs"]], np.int32)
         return _coded(known[codes], OPERATIONS)
 
 
-def _coded(codes: Array, words: Sequence[str]) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32, copy=False)), pa.array(list(words), pa.string()))
+def _coded(codes: Column, words: Sequence[str]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(
+        pa.array(codes.astype(np.int32, copy=False)), pa.array(list(words), pa.string())
+    )
 
 
-def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
+def _joined(parts: Sequence[dict[str, Column]]) -> dict[str, Column]:
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _in_order(rows: dict[str, Array]) -> dict[str, Array]:
+def _in_order(rows: dict[str, Column]) -> dict[str, Column]:
     times = rows["issue_ns"]
     if (times[1:] >= times[:-1]).all():
         return rows

@@ -119,7 +119,11 @@ def _record(
     plan: list[dict[str, Any]],
 ) -> dict[str, Any]:
     left = [f"{file} ({reason})" for file, reason in found.left]
-    told = f"; {count_text(len(left), 'file')} not used: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}" if left else ""
+    told = (
+        f"; {count_text(len(left), 'file')} not used: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}"
+        if left
+        else ""
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "sweep": name,
