@@ -153,7 +153,7 @@ class _Placed:
             shift = trace.tracer["begin_ns"] - min(sampled)
             self.samples = [_moved_sample(row, shift) for part in parts for row in part.samples]
             self.alignment["samples"] = (
-                "samples tell the wall clock and requests the time since boot, and nothing ties the two: the first sample "
+                "samples tell the wall clock and requests the time since boot, and nothing ties them: the first sample "
                 "is assumed to be as old as the first request"
             )
         if any(part.phases for part in parts):
@@ -168,7 +168,7 @@ class _Placed:
                 self.phases += [_moved_phase(row, -begin) for row in part.phases]
             elif part.phases:
                 self.alignment["phases"] = (
-                    "the engine's passes have no place on the clock of the samples: not among the phases"
+                    "the engine's passes have no place on the samples' clock: not among the phases"
                 )
         if self.phases and sampled:
             self.alignment["phases"] = "passes and samples are told by the same wall clock"

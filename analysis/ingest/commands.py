@@ -74,7 +74,7 @@ def workload(words: Sequence[str]) -> dict[str, Any]:
 
 
 def limits(words: Sequence[str]) -> dict[str, Any]:
-    """Return the `limits` section: the memory that systemd-run allows; its units are binary (systemd.resource-control)."""
+    """Return the `limits` section: the memory that systemd-run allows, in binary units (systemd.resource-control)."""
     found = next((found for word in words if (found := _LIMIT.search(word))), None)
     return {"memory": f"{found[1]}{found[2]}iB" if found[2] else f"{found[1]}B"} if found else {}
 
