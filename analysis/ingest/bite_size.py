@@ -7,6 +7,7 @@ taken out, the pieces join again.
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections import deque
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 
 from analysis.ingest.part import BOOT, Part, Source
-from analysis.ingest.request_file import Column, RequestFile
+from analysis.ingest.request_file import Column, RequestFile, in_order
 from analysis.trace import Array
 from analysis.units import SECTOR_BYTES, count_text
 
@@ -121,39 +122,62 @@ def _describe(part: Part, out: RequestFile, lost: int) -> None:
 
 
 def _parsed(path: Path) -> Iterator[_Block]:
-    """Yield the blocks of the file in order, parsed ahead in threads."""
+    """Yield the blocks of the file in order, read and parsed ahead in threads."""
     waiting: deque[Future[_Block]] = deque()
-    with ThreadPoolExecutor(2) as pool:
-        for block, last in _blocks(path):
-            waiting.append(pool.submit(_parse, block, last))
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
+        for begin, end, last in _blocks(file.fileno()):
+            waiting.append(pool.submit(_read_block, file.fileno(), begin, end, last))
             if len(waiting) >= _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """Yield pieces of the file that end where a line does, and whether it is the last one."""
-    with path.open("rb", buffering=0) as file:
-        rest = b""
-        while piece := file.read(BLOCK_BYTES):
-            block = rest + piece
-            cut = _end_of_line(block)
-            if not cut and len(block) > BLOCK_BYTES + _REACH:  # nothing but other things
-                cut = block.rfind(b"\n") + 1 or len(block)
-            if cut:
-                yield block[:cut], False
-            rest = block[cut:]
-        yield rest, True
+def _read_block(fd: int, begin: int, end: int, last: bool) -> _Block:
+    parsed = _parse(_bytes(fd, begin, end), last)
+    parsed.columns = in_order(parsed.columns)
+    return parsed
 
 
-def _end_of_line(block: bytes) -> int:
-    """Return where a block may be cut: after a whole request, which no message of bpftrace stands in; 0: nowhere."""
-    end = block.rfind(b"\n") + 1
+def _blocks(fd: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield begin and end of pieces of the file that end where a line does, and whether it is the last one."""
+    size, begin = os.fstat(fd).st_size, 0
+    while begin + BLOCK_BYTES < size:
+        end = _cut(fd, begin, size)
+        yield begin, end, False
+        begin = end
+    yield begin, size, True
+
+
+def _cut(fd: int, begin: int, size: int) -> int:
+    """Return where the piece that begins at `begin` may end: after a request, or any line where there is none."""
+    start, end, tail = begin, begin, b""
+    for reach in (BLOCK_BYTES, BLOCK_BYTES + _REACH):
+        end = min(begin + reach, size)
+        start = max(end - _REACH, begin)
+        tail = _bytes(fd, start, end)
+        if found := _line_end(tail):
+            return start + found
+    line = tail.rfind(b"\n") + 1
+    return start + line if line else end
+
+
+def _bytes(fd: int, begin: int, end: int) -> bytes:
+    """Return a piece of the file; os.pread returns at most 2 GiB, which no piece is."""
+    parts = []
+    while begin < end and (part := os.pread(fd, end - begin, begin)):
+        parts.append(part)
+        begin += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _line_end(text: bytes) -> int:
+    """Return where a text may be cut: after a whole request, which no message of bpftrace stands in; 0: nowhere."""
+    end = text.rfind(b"\n") + 1
     least = max(end - _REACH, 0)
     while end > least:
-        begin = block.rfind(b"\n", 0, end - 1) + 1
-        if _LINE.fullmatch(block, begin, end):
+        begin = text.rfind(b"\n", 0, end - 1) + 1
+        if begin and _LINE.fullmatch(text, begin, end):
             return end
         end = begin
     return 0
@@ -192,7 +216,7 @@ def _read_pieces(text: bytes, last: bool) -> Iterator[_Block]:
     """Yield what the text holds, cut into smaller pieces as long as they hold anything but requests."""
     found = _fast(text) if text.endswith(b"\n") else None
     half = text[: len(text) // 2] if found is None and len(text) > _REACH else b""
-    middle = _end_of_line(half) or half.rfind(b"\n") + 1
+    middle = _line_end(half) or half.rfind(b"\n") + 1
     if not middle:
         yield found or _slow(text, last)
         return

@@ -94,16 +94,24 @@ class RequestFile:
         if not rows["issue_ns"].size:
             return
         self._tally(rows)
-        fresh = rows["issue_ns"] >= self._written
-        if not fresh.all():
-            self._put_aside({name: rows[name][~fresh] for name in self._columns})
-            rows = {name: rows[name][fresh] for name in self._columns}
-        held = {name: np.concatenate((self._held[name], rows[name])) for name in self._columns}
-        held = _in_order(held)
-        count = held["issue_ns"].size - self._held_rows
-        if count > 0:
-            self._emit({name: values[:count] for name, values in held.items()})
-        self._held = {name: values[max(count, 0) :].copy() for name, values in held.items()}
+        rows = in_order({name: rows[name] for name in self._columns})
+        late = int(np.searchsorted(rows["issue_ns"], self._written))
+        if late:
+            self._put_aside(_part(rows, 0, late))
+            rows = _part(rows, late, None)
+        self._hold(_woven(self._held, rows))
+
+    def _hold(self, parts: Sequence[dict[str, Column]]) -> None:
+        """Let all but the newest rows of sorted parts go."""
+        count = sum(_size(part) for part in parts) - self._held_rows
+        held = []
+        for part in parts:
+            if count > 0 and _size(part):
+                self._emit(_part(part, 0, count))
+            if count < _size(part):
+                held.append(_part(part, max(count, 0), None))
+            count -= _size(part)
+        self._held = _joined(held) if held else _part(parts[-1], 0, 0)
 
     def _tally(self, rows: Rows) -> None:
         issue = rows["issue_ns"]
@@ -123,8 +131,8 @@ class RequestFile:
 
     def _emit(self, rows: dict[str, Column]) -> None:
         self._written = int(rows["issue_ns"][-1])
-        self._group.append({name: values.copy() for name, values in rows.items()})
-        if sum(part["issue_ns"].size for part in self._group) >= self._group_rows:
+        self._group.append(rows)
+        if sum(map(_size, self._group)) >= self._group_rows:
             self._flush()
 
     def _flush(self) -> None:
@@ -142,21 +150,21 @@ class RequestFile:
             self._writing = None
 
     def _put_aside(self, rows: dict[str, Column]) -> None:
-        self.late += rows["issue_ns"].size
+        self.late += _size(rows)
         self._late.append(rows)
-        if sum(part["issue_ns"].size for part in self._late) >= self._group_rows:
+        if sum(map(_size, self._late)) >= self._group_rows:
             self._spill()
 
     def _spill(self) -> None:
         if self._late:
-            rows = _in_order(_joined(self._late))
+            rows = in_order(_joined(self._late))
             path = self._folder / f"{len(self._runs)}.npy"
             np.save(path, np.stack([rows[name] for name in self._columns]))
             self._runs.append(path)
             self._late = []
 
     def _finish(self) -> None:
-        if self._held["issue_ns"].size:
+        if _size(self._held):
             self._emit(self._held)
         self._flush()
         self._wait()
@@ -221,16 +229,35 @@ def _coded(codes: Column, words: Sequence[str]) -> pa.DictionaryArray:
     )
 
 
-def _joined(parts: Sequence[dict[str, Column]]) -> dict[str, Column]:
-    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _in_order(rows: dict[str, Column]) -> dict[str, Column]:
+def in_order(rows: dict[str, Column]) -> dict[str, Column]:
+    """Return the rows sorted by issue_ns; equal times stay in the order they came."""
     times = rows["issue_ns"]
     if (times[1:] >= times[:-1]).all():
         return rows
     order = np.argsort(times, kind="stable")
     return {name: values[order] for name, values in rows.items()}
+
+
+def _woven(held: dict[str, Column], rows: dict[str, Column]) -> list[dict[str, Column]]:
+    """Return the rows of two sorted parts, the first one older, in sorted parts; only where they overlap they are copied."""
+    if not (_size(held) and _size(rows)):
+        return [held, rows]
+    first = int(np.searchsorted(held["issue_ns"], rows["issue_ns"][0], "right"))
+    last = int(np.searchsorted(rows["issue_ns"], held["issue_ns"][-1]))
+    between = in_order(_joined([_part(held, first, None), _part(rows, 0, last)]))
+    return [_part(held, 0, first), between, _part(rows, last, None)]
+
+
+def _size(rows: Rows) -> int:
+    return int(rows["issue_ns"].size)
+
+
+def _part(rows: Rows, begin: int, end: int | None) -> dict[str, Column]:
+    return {name: values[begin:end] for name, values in rows.items()}
+
+
+def _joined(parts: Sequence[dict[str, Column]]) -> dict[str, Column]:
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _pieces(path: Path) -> Iterator[pa.Table]:

@@ -145,7 +145,9 @@ def test_deepspeeds_passes_are_phases_on_the_clock_of_the_gpu(published: Run) ->
         samples = published.samples(trial).filter(pl.col("name") == "utilisation").collect()
         generating = samples.filter(pl.col("t_ns").is_between(phases[0]["begin_ns"], phases[-1]["end_ns"]))
         assert generating["value"].mean() == pytest.approx(66, abs=1)
-        assert phases[-1]["end_ns"] == pytest.approx(samples.filter(pl.col("value") > 50)["t_ns"].max(), abs=1.5e9)
+        end = phases[-1]["end_ns"]
+        after = samples.filter(pl.col("t_ns").is_between(end + 10**9, end + 6 * 10**9))
+        assert after["value"].max() < 10
     assert all(trial.table("phases") is None for trial in of_job(published, "flexgen"))
 
 
