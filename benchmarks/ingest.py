@@ -4,10 +4,10 @@
     python benchmarks/ingest.py --lines 1 --counted 50 --whole 0
 
 Makes traces as bio-bite-size.bt writes them, from a seed: `random` reads of 128 KiB, and `kv`, which reads a growing KV
-cache again in every step. Then, each against its alternative in the same process and turn by turn, medians of `--turns`:
+cache again in every step. Then, each against its alternative in the same process, turn by turn, medians of `--turns`:
 
 - import to requests.parquet, against `pyarrow.csv.read_csv` of the same file;
-- accesses per sector, against a dictionary with an entry per sector, on `--counted` thousand requests; both must agree;
+- accesses per sector, against a dictionary with an entry per sector, on `--counted` thousand requests; both agree;
 - the whole command, `python -m analysis.ingest` with every panel of Fig. 5 and 6, on two cores under a memory limit of
   1.5 GiB (a cgroup, where this user may make one; page cache counts), with its peak resident memory.
 
@@ -47,8 +47,8 @@ LIMIT_BYTES = 1536 * MIB
 CACHE_REQUESTS, STEP_REQUESTS, WRITES = 40_000, 150, 20
 BATCH = 500_000
 COMMAND = (
-    "systemd-run --scope --property=MemoryLimit=10G python3 -m flexllmgen.flex_opt --model facebook/opt-6.7b --prompt-len"
-    " 256 --gen-len 256 --num-gpu-batches 1 --percent 100 0 0 0 100 0 --gpu-batch-size 64 > kv.txt 2>&1\n"
+    "systemd-run --scope --property=MemoryLimit=10G python3 -m flexllmgen.flex_opt --model facebook/opt-6.7b"
+    " --prompt-len 256 --gen-len 256 --num-gpu-batches 1 --percent 100 0 0 0 100 0 --gpu-batch-size 64 > kv.txt 2>&1\n"
 )
 
 
@@ -152,7 +152,7 @@ def limited():
 
 
 def whole_command(source, results, cores):
-    """Import and draw in a child on `cores`; return seconds, peak resident bytes, and the OOM kills (None: no limit)."""
+    """Import and draw in a child on `cores`; return seconds, peak resident bytes and OOM kills (None: no limit)."""
     command = [sys.executable, "-m", "analysis.ingest", str(source), "--results", str(results), "--name", "kv"]
     with limited() as limit:
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _ACTION = re.compile(r"(\d{1,12}) (\S+) (read|write|trim) (\d{1,18}) (\d{1,15})"
 _OTHER_ACTION = re.compile(r"(?:\d{1,15} )?\S+ (?:add|open|close|wait|sync|datasync)(?: \d+)?(?: \d+)?")
 _VERSION = re.compile(rb"\s*fio version (\d) iolog")
 _REPORT = re.compile(rb"\s*(?:[^{\n]*\n)*?\{\s*\"fio version\"")
+_NAME = re.compile(r"_(bw|iops|slat|clat|lat)(?:\.\d+)?\.log$")
 _WORDS = {"0": "R", "1": "W", "2": "D", "read": "R", "write": "W", "trim": "D"}
 _BATCH = 1 << 16
 #: Times of a log begin here: an I/O that completed in the first millisecond may have been issued before it.
@@ -47,6 +48,20 @@ def recognises(head: bytes) -> bool:
     return any(_ENTRY.fullmatch(line) for line in lines)
 
 
+def unusable(name: str, names: Collection[str]) -> str | None:
+    """Return why no requests can be made of a log with this name, None where they can; `names` lie beside it.
+
+    The entries of all logs look alike: fio tells them apart by name only (`_lat.1.log`).
+    """
+    found = _NAME.search(name)
+    if found is None or found[1] == "lat":
+        return None
+    if found[1] != "clat":
+        return f"fio's {found[1]} log has no latencies: requests are made of lat and clat logs"
+    better = f"{name[: found.start()]}_lat{name[found.end(1) :]}"
+    return f"{better} has the same I/Os" if better in names else None
+
+
 def read(source: Source, folder: Path) -> Part:
     """Return what the file tells; requests, where it has any, go to `requests.parquet` in `folder`."""
     part = Part(source, KIND)
@@ -56,9 +71,6 @@ def read(source: Source, folder: Path) -> Part:
         _report(part)
     elif version := _VERSION.match(head):
         _iolog(part, folder, int(version[1]))
-    elif source.path.name.rpartition("_")[2].split(".")[0] in ("bw", "iops", "slat"):
-        part.failures.append(f"{source.name} has no latencies: single I/Os can be made of fio's lat and clat logs only")
-        part.skipped.add("a bandwidth, IOPS or submission log of fio", source.name)
     else:
         _latencies(part, folder)
     return part
@@ -77,7 +89,7 @@ def _latencies(part: Part, folder: Path) -> None:
                 part.skipped.add(_MEAN, part.source.name, number)
             else:
                 done = _ORIGIN_NS + int(found[1]) * NS_PER_MS
-                offsets += found[5] is not None
+                offsets += int(found[5] or 0) >= SECTOR_BYTES  # smaller: a priority, or the first I/O
                 yield [
                     done - int(found[2]),
                     done,

@@ -239,7 +239,7 @@ def in_order(rows: dict[str, Column]) -> dict[str, Column]:
 
 
 def _woven(held: dict[str, Column], rows: dict[str, Column]) -> list[dict[str, Column]]:
-    """Return the rows of two sorted parts, the first one older, in sorted parts; only where they overlap they are copied."""
+    """Return the rows of two sorted parts, the first one older, in sorted parts; only what overlaps is copied."""
     if not (_size(held) and _size(rows)):
         return [held, rows]
     first = int(np.searchsorted(held["issue_ns"], rows["issue_ns"][0], "right"))

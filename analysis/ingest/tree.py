@@ -47,7 +47,9 @@ def find(root: Path, kind: str | None = None) -> Found:
     """
     found = Found()
     named: dict[str, list[tuple[str, Source]]] = {}
-    for source in _sources(root):
+    sources = list(_sources(root))
+    names = {source.name for source in sources}
+    for source in sources:
         try:
             told = kind_of(source.path) if kind is None or root.is_dir() else kind
         except AnalysisError as error:
@@ -55,6 +57,8 @@ def find(root: Path, kind: str | None = None) -> Found:
             continue
         if kind is not None and told != kind:
             found.left.append((source.name, f"not of the kind {kind}"))
+        elif told == fio_log.KIND and (reason := fio_log.unusable(source.name, names)):
+            found.left.append((source.name, reason))
         elif told is None:
             found.left.append((source.name, "empty" if not source.path.stat().st_size else "of no known kind"))
         else:

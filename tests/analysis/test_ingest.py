@@ -277,6 +277,18 @@ def test_fios_report_is_numbers(tmp_path: Path) -> None:
     assert trial.tracer == "none"
 
 
+def test_fios_logs_without_latencies_are_left_with_the_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for name in ("a_lat.1.log", "a_clat.1.log", "a_bw.1.log", "b_clat.2.log"):
+        (folder / name).write_text("1, 500000, 0, 4096, 8192, 0\n")
+    run = imported(folder, tmp_path / "results")
+    assert [trial.section("import")["files"][0]["name"] for trial in run.published] == ["a_lat.1.log", "b_clat.2.log"]
+    left = {entry["file"]: entry["reason"] for entry in run.record["import"]["left"]}
+    assert left["a_clat.1.log"] == "a_lat.1.log has the same I/Os"
+    assert left["a_bw.1.log"].startswith("fio's bw log has no latencies")
+
+
 def test_a_source_with_nothing_in_it_is_one_message_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
