@@ -96,9 +96,10 @@ def bandwidth_per_repeat(run: Run) -> pl.DataFrame:
         pl.col("attr.api").replace(_APIS).alias("api"),
         _device(valid).alias("device"),
         _size(valid).alias("size"),
+        _loops(valid).alias("loops"),
     )
     return named.group_by(*_KEYS, "slug", "repeat", maintain_order=True).agg(
-        pl.len().alias("loops"), (pl.col("bytes").sum() / pl.col("duration_s").sum() / GIB).alias("gib_s")
+        pl.col("loops").sum(), (pl.col("bytes").sum() / pl.col("duration_s").sum() / GIB).alias("gib_s")
     )
 
 
@@ -164,6 +165,13 @@ def _size(frame: pl.DataFrame) -> pl.Expr:
     if "attr.size_bytes" not in frame.columns:
         return pl.col("bytes")
     return pl.coalesce(pl.col("attr.size_bytes").cast(pl.Int64, strict=False), "bytes")
+
+
+def _loops(frame: pl.DataFrame) -> pl.Expr:
+    """Return how many loops a phase stands for: one, unless it tells."""
+    if "attr.loops" not in frame.columns:
+        return pl.lit(1, pl.Int64)
+    return pl.col("attr.loops").cast(pl.Int64, strict=False).fill_null(1)
 
 
 def _row_axes(tensors: pl.DataFrame) -> list[str]:
