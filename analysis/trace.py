@@ -19,7 +19,8 @@ from analysis.schema import OPERATIONS, recorded_events
 Array = npt.NDArray[np.int64]
 T = TypeVar("T")
 
-BATCH_ROWS = 1 << 18
+#: A column of so many rows stays in a processor's cache while it is worked on.
+BATCH_ROWS = 1 << 17
 #: Stands for a null time: monotonic clocks are never negative.
 NEVER = -1
 

@@ -22,7 +22,9 @@ from analysis.units import count_text, latency_text
 NAME = "latency"
 TITLE = "Latency, issue to completion"
 
-_HEIGHT, _ROW = 250, 17
+_HEIGHT, _BESIDE_HEIGHT, _ROW, _GAP = 250, 170, 17, 44
+#: Cells have colours that stand for no operation; there are no more that can be told apart.
+_CELL_COLOURS = (theme.BLACK, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY)
 #: What is marked on a line, by its name in words, with the shape of the mark.
 _MARKED = {"p50": "circle", "p99": "diamond", "p99.9": "triangle-up"}
 #: Shares of the requests at which a line has a corner: even steps, and ever finer ones towards the slowest.
@@ -166,7 +168,7 @@ def _described(trial: Trial, spread: Spread) -> str:
 
 
 def _compared(run: Run, spreads: Tried[Spread]) -> alt.TopLevelMixin | None:
-    """Return the percentiles of the cells of valid trials, repeats taken together; None where there is one cell."""
+    """Return the distributions of the cells of valid trials, repeats taken together; None where there is one cell."""
     axes = varying(run.published)
     cells: dict[str, dict[str, Latencies]] = {}
     repeats: Counter[str] = Counter()
@@ -178,20 +180,55 @@ def _compared(run: Run, spreads: Tried[Spread]) -> alt.TopLevelMixin | None:
             repeats[name] += 1
             for op in DATA:
                 own[op].merge(spreads.of(trial)[op])
-    operations = [op for op in DATA if any(own[op].count for own in cells.values())]
     if len(cells) < 2:
         return None
-    marks = [mark["latency"] for own in cells.values() for one in own.values() if one.count for mark in _marks(one)]
-    ends = min(marks) / 1.4, max(marks) * 1.4
-    width = (theme.WIDTH - 26 * (len(operations) - 1)) // len(operations)
-    drawn = [_ranges(cells, op, ends, width, op == operations[0]) for op in operations]
     n = sorted(repeats.values())
     of = f"{n[0]}" if n[0] == n[-1] else f"{n[0]} to {n[-1]}"
     taken = "the requests of all repeats of a cell together" if n[-1] > 1 else "one repeat of each cell"
     without = len(valid) - sum(n)
     lines = [f"{taken.capitalize()} (n = {of}), the whole traced window.", left_out(run, run.published)]
     lines += [f"No latencies of {count_text(without, 'valid trial')}."] if without else []
-    return theme.finished(alt.hconcat(*drawn, spacing=26), f"{TITLE}: by cell", [line for line in lines if line])
+    return theme.finished(_beside(cells), f"{TITLE}: by cell", [line for line in lines if line])
+
+
+def _beside(cells: Mapping[str, Spread]) -> alt.VConcatChart | alt.HConcatChart:
+    """Return reads and writes beside each other: a line per cell, if they are few, above a row for each."""
+    operations = [op for op in DATA if any(own[op].count for own in cells.values())]
+    held = [one for own in cells.values() for one in own.values() if one.count]
+    ends = min(one.percentile(0.01) or 1 for one in held) / 1100, max(one.percentile(0.999) or 1 for one in held) / 700
+    width = (theme.WIDTH - _GAP * (len(operations) - 1)) // len(operations)
+    rows = alt.hconcat(*(_ranges(cells, op, ends, width, op == operations[0]) for op in operations), spacing=_GAP)
+    if len(cells) > len(_CELL_COLOURS):
+        return rows
+    lines = alt.hconcat(*(_lines(cells, op, ends, width, op == operations[0]) for op in operations), spacing=_GAP)
+    both: alt.VConcatChart = alt.vconcat(lines, rows, spacing=14).resolve_legend(
+        color="independent", shape="independent"
+    )
+    return both
+
+
+def _lines(cells: Mapping[str, Spread], op: str, ends: tuple[float, float], width: int, first: bool) -> alt.Chart:
+    """Return the share of one operation's requests that took at most so long, a line per cell."""
+    names = list(cells)
+    values = [row | {"cell": name} for name in names if cells[name][op].count for row in _corners(op, cells[name][op])]
+    scale = alt.Scale(domain=names, range=list(_CELL_COLOURS[: len(names)]))
+    legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260, columns=2)
+    # only the first has labels: so it stands above its row of percentiles, as the other does
+    axis = alt.Axis(values=[0, 25, 50, 75, 100], labels=first, ticks=first, domain=first)
+    y = alt.Y("percent:Q", title="Requests (%)" if first else None, scale=alt.Scale(domain=[0, 103], nice=False))
+    tooltip = [alt.Tooltip("cell:N", title="Cell"), alt.Tooltip("percent:Q", title="Requests (%)", format=".4~f")]
+    drawn: alt.Chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(strokeWidth=1.8, clip=True)
+        .encode(
+            x=alt.X("latency:Q", title=f"{op.capitalize()} latency", scale=_log(ends), axis=_log_axis(ends, (1, 3))),
+            y=y.axis(axis),
+            color=alt.Color("cell:N", title=None, scale=scale, legend=legend if first else None),
+            tooltip=[*tooltip, alt.Tooltip("text:N", title="Took at most")],
+        )
+        .properties(width=width, height=_BESIDE_HEIGHT)
+    )
+    return drawn
 
 
 def _ranges(cells: Mapping[str, Spread], op: str, ends: tuple[float, float], width: int, first: bool) -> alt.LayerChart:

@@ -150,3 +150,16 @@ def test_trials_that_cannot_be_read_do_not_stop_the_others(tmp_path: Path) -> No
         json.dumps([panel.chart.to_dict() for panel in panels.values()])
     with pytest.raises(Exception, match=r"requests\.parquet"):
         metrics.latencies(run / "trials" / slug)
+
+
+def test_lines_of_cells_are_drawn_only_while_they_can_be_told_apart(tmp_path: Path) -> None:
+    path = make_run(tmp_path, sizes=(MIB,), repeats=3, broken=False)
+    records = sorted(path.glob("trials/*/trial.json"))
+    for many in (False, True):
+        for place, record in enumerate(records):
+            content = json.loads(record.read_text())
+            record.write_text(json.dumps(content | {"cell": {"batch_size": place if many else place % 2}}))
+        panel = next(panel for panel in latency.charts(load_run(path)) if panel.trial is None)
+        rows = inline(panel.chart)
+        assert any("cell" in row and "mark" not in row for row in rows) is not many
+        assert len({row["cell"] for row in rows if "mark" in row}) == (6 if many else 2)

@@ -250,6 +250,7 @@ def test_profiles_are_kept_with_the_run_and_computed_again_where_they_must(
     assert read_profile(load_run(run.path)).equals(again)
     assert len(asked) == 3 * len(slugs) + 1
     frame = run.metrics()
+    assert str(frame["bytes"].dtype) == str(frame["phases"].dtype) == "Int64"
     assert {"cell.fs", "phase", "op", "depth_p99"} <= set(frame.columns)
     assert not list(run.path.glob(".metrics*"))
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis import AnalysisError, latency, load_run, metrics, schema, trace, write_summary
+from analysis import AnalysisError, load_run, metrics, schema, trace, write_summary
 from analysis.latency import BUCKETS_PER_OCTAVE, EXACT_VALUES, Latencies
 from analysis.summary import read_summary, summary_table
 from tests.analysis.made_run import MIB, make_run, phase_row, request_row, write_phases, write_record, write_requests
@@ -220,7 +220,7 @@ def test_percentiles_of_many_latencies_stay_within_their_error() -> None:
 def test_latencies_may_be_merged_exact_or_counted(parts: list[list[int]], share: float, split: int) -> None:
     values = [value for part in parts for value in part]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(latency, "EXACT_VALUES", 5)
+        patched.setattr("analysis.latency.EXACT_VALUES", 5)
         whole, other = Latencies(), Latencies()
         for place, part in enumerate(parts):
             (whole if place < split else other).add(np.array(part, np.int64))
