@@ -452,7 +452,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         name = {"hostname": HOSTILE, "gpus": [HOSTILE]}
         change(trial, id=HOSTILE, cell={HOSTILE: trial.slug}, node=name, device={"name": HOSTILE}, trouble=HOSTILE)
         change(load_trial(trial.path), config={"workload": trial.record["config"]["workload"] | {"model": HOSTILE}})
-    for one in draw(load_run(run.path), ["fig5", "fig6"], tmp_path / "out"):
+    names = ["fig5", "fig6", "timeline", "sectors", "tokens"]
+    for one in draw(load_run(run.path), names, tmp_path / "out"):
         assert one.reason is None
         assert "<script>alert" not in one.svg
         assert one.files["html"].read_text().count("<script>") == 2
