@@ -198,7 +198,7 @@ def report_whole(folder, options):
     """Print seconds and memory of the whole command on a trace with the study's length."""
     source = folder / "kv-ext4"
     source.mkdir()
-    make_trace(source / "kv-bpftrace-block.txt", "kv", round(options.whole * MILLION))
+    make_trace(source / "kv-bpftrace-block.txt", options.trace, round(options.whole * MILLION))
     (source / "kv-log.txt").write_text(COMMAND)
     size = (source / "kv-bpftrace-block.txt").stat().st_size
     cores = set(sorted(os.sched_getaffinity(0))[:2])
@@ -206,7 +206,7 @@ def report_whole(folder, options):
     figures = {path.stem.split("-")[0] for path in (folder / "results/kv/latest/figures").glob("*.svg")}
     limit = "no memory limit (needs root)" if kills is None else f"{kills} OOM kills under {LIMIT_BYTES // MIB} MiB"
     print(
-        f"\n{options.whole:g} M lines ({size / 1e9:.2f} GB), {len(cores)} cores: imported and drawn "
+        f"\n{options.trace}, {options.whole:g} M lines ({size / 1e9:.2f} GB), {len(cores)} cores: imported and drawn "
         f"({', '.join(sorted(figures))}) in {seconds:.1f} s, peak resident memory {peak // MIB} MiB, {limit}"
     )
 
@@ -219,11 +219,13 @@ def main():
     parser.add_argument(
         "--whole", type=float, default=26, help="millions of lines to import and draw (0: leave that out)"
     )
+    parser.add_argument("--trace", choices=["kv", "random"], default="kv", help="what is imported and drawn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--folder", help="where the traces are made (1.4 GB); default: a temporary folder")
     options = parser.parse_args()
     kept = nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
     with kept as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         if options.lines:
             report_parts(Path(folder), options)
         if options.whole:

@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from analysis.ingest import kinds, run_folder, tree
+    from analysis.run import load_run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     source = Path(options.source)
     found = tree.find(source, options.kind)
     if not found.groups:
@@ -43,6 +43,9 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     name = options.name or tree.run_name(source)
     run = run_folder.write(found, source, Path(options.results), name, argv)
     print(run)
+    for trial in load_run(run).published:
+        if trial.state != "valid":
+            print(f"{trial.state}: {trial.id}: {'; '.join(trial.reasons)}", file=sys.stderr)
     if found.left:
         print(_left(found.left).rstrip(), file=sys.stderr)
     if not options.no_draw:
@@ -72,4 +75,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

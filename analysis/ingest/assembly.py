@@ -53,50 +53,45 @@ def write(folder: Path, parts: Sequence[Part], fs: str | None) -> dict[str, Any]
     skipped = Skipped()
     for part in parts:
         skipped.merge(part.skipped)
-    missing = _missing(parts)
-    failures = [text for part in parts for text in part.failures]
-    reasons = [text for part in parts for text in part.reasons]
-    state = "failed" if failures else "invalid" if reasons else "valid"
-    notes = [
-        *(note for part in parts for note in part.notes),
-        *missing,
-        *placed.alignment.values(),
-        *skipped.sentences(),
-    ]
-    command = next((list(part.command) for part in parts if part.command), None)
-    config = {"workload": _workload(parts), "limits": _merged(parts, "limits"), "storage": {"fs": fs or UNKNOWN}}
+    notes = [note for part in parts for note in part.notes]
+    notes += [*_missing(parts), *placed.alignment.values(), *skipped.sentences()]
     moved = next((part.moved for part in parts if part.moved), None)
+    storage = {"fs": fs or UNKNOWN}
     return {
         "schema_version": SCHEMA_VERSION,
         "attempt": 1,
-        "config": config,
-        "command": command,
+        "config": {"workload": _workload(parts), "limits": _merged(parts, "limits"), "storage": storage},
+        "command": next((list(part.command) for part in parts if part.command), None),
         "node": {},
         "device": {},
-        "storage": {"fs": fs or UNKNOWN},
+        "storage": storage,
         "tracer": placed.tracer,
         "clock": {"boot_id": None, "monotonic_to_utc_offset_ns": None, "alignment": placed.alignment},
-        "verdict": {"state": state, "reasons": [*failures, *reasons]},
+        "verdict": _verdict(parts),
         "bytes": {"expected": None, "traced": moved and {op: moved[op] for op in ("read", "write")}, "counted": None},
         "metrics": {name: {"value": value, "unit": unit} for name, (value, unit) in _metrics(parts).items()},
         "started": placed.started,
         "ended": placed.ended,
         "trouble": "; ".join(dict.fromkeys(notes)) or None,
-        "import": {
-            "files": [
-                {
-                    "name": part.source.name,
-                    "kind": part.kind,
-                    "bytes": part.source.path.stat().st_size,
-                    "lines": part.lines,
-                }
-                for part in parts
-            ],
-            "lines": sum(part.lines for part in parts),
-            "skipped": dict(skipped.counts),
-            "first": skipped.first,
-        },
+        "import": _imported(parts, skipped),
     }
+
+
+def _verdict(parts: Sequence[Part]) -> dict[str, Any]:
+    failures = [text for part in parts for text in part.failures]
+    reasons = [text for part in parts for text in part.reasons]
+    state = "failed" if failures else "invalid" if reasons else "valid"
+    return {"state": state, "reasons": [*failures, *reasons]}
+
+
+def _imported(parts: Sequence[Part], skipped: Skipped) -> dict[str, Any]:
+    """Return what was read, and what of it could not be used."""
+    files = [
+        {"name": part.source.name, "kind": part.kind, "bytes": part.source.path.stat().st_size, "lines": part.lines}
+        for part in parts
+    ]
+    lines = sum(part.lines for part in parts)
+    return {"files": files, "lines": lines, "skipped": dict(skipped.counts), "first": skipped.first}
 
 
 def _missing(parts: Sequence[Part]) -> list[str]:

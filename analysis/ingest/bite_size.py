@@ -72,9 +72,9 @@ class _Block:
 
 
 def recognises(head: bytes) -> bool:
-    """Say whether a file that begins with `head` is such an output."""
+    """Say whether a file that has `head` at its beginning or end is such an output."""
     lines = head.splitlines()
-    return any(_LINE.fullmatch(line) for line in lines[:200]) or bool(_MESSAGE.match(head))
+    return any(_LINE.fullmatch(line) for line in (*lines[:200], *lines[-200:])) or bool(_MESSAGE.match(head))
 
 
 def read(source: Source, folder: Path) -> Part:

@@ -41,8 +41,9 @@ _NO_BLOCKS = "an issue or completion without sectors (a flush, or a command pass
 
 
 def recognises(head: bytes) -> bool:
-    """Say whether a file that begins with `head` is such a text."""
-    found = [_EVENT.fullmatch(line) for line in head.decode("utf-8", errors="replace").splitlines()[:200]]
+    """Say whether a file that has `head` at its beginning or end is such a text."""
+    lines = head.decode("utf-8", errors="replace").splitlines()
+    found = [_EVENT.fullmatch(line) for line in (*lines[:200], *lines[-200:])]
     return any(event is not None and event[7] in "QGIDCMFPUXARTS" for event in found)
 
 

@@ -52,6 +52,7 @@ class RequestFile:
     ) -> None:
         """Write to `path` rows of `columns`; the other columns of REQUESTS are null, `dev` unknown."""
         self.words: dict[str, list[str]] = {name: [] for name in _WORDS}
+        self._codes: dict[str, dict[str, int]] = {name: {} for name in _WORDS}
         self.rows = 0
         self.late = 0
         self.moved = dict.fromkeys(("read", "write", "discard"), 0)
@@ -84,10 +85,10 @@ class RequestFile:
 
     def code(self, column: str, word: str) -> int:
         """Return the code of a word of a dictionary column."""
-        words = self.words[column]
-        if word not in words:
-            words.append(word)
-        return words.index(word)
+        code = self._codes[column].setdefault(word, len(self.words[column]))
+        if code == len(self.words[column]):
+            self.words[column].append(word)
+        return code
 
     def add(self, rows: Rows) -> None:
         """Add rows in any order; equal times stay in the order they came."""

@@ -202,6 +202,15 @@ def test_broken_empty_and_foreign_files_are_counted_and_named(
     assert "not used: readme.md (of no known kind)" in capsys.readouterr().err
 
 
+def test_a_figure_says_which_readings_nobody_kept(tmp_path: Path) -> None:
+    tree = kv_tree(tmp_path)
+    (tree / "kv-xfs" / "opt-gpu.txt").unlink()
+    run = imported(tree, tmp_path / "results")
+    (panel,) = figure("fig5").charts(run)
+    assert "No readings of a GPU are among the imported files" in json.dumps(panel.chart.to_dict())
+    assert "what the commands wrote to opt-gpu.txt is not among the files" in run.published[0].record["trouble"]
+
+
 def test_an_engine_that_did_not_finish_failed(tmp_path: Path) -> None:
     tree = kv_tree(tmp_path)
     (tree / "kv-xfs" / "opt.txt").write_text("".join(ENGINE.splitlines(keepends=True)[:2]))
