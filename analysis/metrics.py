@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from analysis import ceiling, samples
 from analysis.attribution import DATA, LATENCIES, attribute
 from analysis.errors import AnalysisError, CannotDraw
+from analysis.latency import Latencies
 from analysis.roles import owners, role_bytes
 from analysis.run import Trial, load_trial
-from analysis.trace import time_column, time_range
+from analysis.schema import OPERATIONS
+from analysis.trace import NEVER, batches, events, time_column, time_range
 from analysis.units import GIB, NS_PER_S
 
 #: The tracer that reads the device's counters over time, and records no single requests.
@@ -152,6 +154,22 @@ def request_sizes(trial_dir: str | Path) -> pl.DataFrame:
         .sort("op", "bytes")
         .collect(engine="streaming")
     )
+
+
+def latencies(trial_dir: str | Path) -> dict[str, Latencies]:
+    """Return the times from issue to completion (ns) of all reads and of all writes of a trial that have both.
+
+    Raises CannotDraw where there are no single requests, or where not both events were recorded.
+    """
+    path = requests_path(trial_dir)
+    if missing := {"issue", "completion"} - {*events(path)}:
+        raise CannotDraw(f"the trace holds no {' and no '.join(sorted(missing))} events, so nobody knows latencies")
+    found = {op: Latencies() for op in DATA}
+    for batch in batches(path):
+        for op, own in found.items():
+            timed = (batch.op == OPERATIONS.index(op)) & (batch.issue_ns != NEVER) & (batch.complete_ns != NEVER)
+            own.add(batch.complete_ns[timed] - batch.issue_ns[timed])
+    return found
 
 
 def requests_path(trial_dir: str | Path) -> Path:

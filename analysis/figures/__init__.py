@@ -30,6 +30,8 @@ FIGURES = {
     "fig6": "analysis.figures.fig6",
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
+    "latency": "analysis.figures.latency",
+    "depth": "analysis.figures.depth",
     "flamegraph": "analysis.figures.flamegraph",
     "pressure": "analysis.figures.pressure",
     "roles": "analysis.figures.roles",
