@@ -132,10 +132,10 @@ def ceiling_table(run: Run, rows: Rows) -> Table:
             ]
             found.append(Row((*_named(trial, op), *cells), trial.slug))
     above = any(cell.value is not None and cell.value > 1 for row in found for cell in row.cells[4:6])
-    columns = (Column("fio", numeric=True), Column("whole window", numeric=True))
-    columns += (Column("busiest phase", numeric=True), Column("which"))
+    labels = ("fio", "whole window", "busiest phase")
+    columns = (*_TRIAL, *(Column(label, numeric=True) for label in labels), Column("which"))
     after = (_ABOVE,) if above else ()
-    return Table("ceiling", "Against the ceiling", _CEILING, (*_TRIAL, *columns), tuple(found), after)
+    return Table("ceiling", "Against the ceiling", _CEILING, columns, tuple(found), after)
 
 
 def roles_table(run: Run, rows: Rows) -> Table:
