@@ -1,143 +1,156 @@
-"""Pages of ours in a real browser: Chromium, headless, driven by the DevTools protocol over a pipe.
+"""A Chromium without a window, driven over its DevTools protocol through a pipe: no package, no port.
 
-The protocol is https://chromedevtools.github.io/devtools-protocol/; with `--remote-debugging-pipe` Chromium reads
-messages of JSON, each ended by a zero byte, from its descriptor 3 and writes them to 4.
+https://chromedevtools.github.io/devtools-protocol/; `--remote-debugging-pipe` reads commands from descriptor 3 and
+writes answers to descriptor 4, JSON messages that end with a NUL byte.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-#: What the program is called, on the systems that have one.
-_PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_LIMIT_S = 60.0
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
+_TIMEOUT_S = 60
 
 
-class Page:
-    """One page in a window of a certain width. `console` is what it said there, `asked` the addresses it loaded."""
+def chromium() -> str:
+    """Return the path of a Chromium; a test skips where there is none, under CI it fails."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        assert "CI" not in os.environ, "set-up should have installed chromium here"
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    return found
+
+
+class Tab:
+    """One page of a certain width."""
 
     def __init__(self, commands: int, answers: int) -> None:
-        self._commands, self._answers = commands, answers
-        self._rest, self._last, self._session = b"", 0, ""
-        self.console: list[str] = []
-        self.asked: list[str] = []
-
-    def open(self, file: Path, width: int, height: int = 900) -> None:
-        """Load the file in a window of this size, in pixels; one narrower than 600 is a phone's."""
+        self._commands, self._answers, self._rest = commands, answers, b""
+        self._number, self._session = 0, ""
+        self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        phone = width < 600
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
-        self.call("Page.navigate", url=file.resolve().as_uri())
-        self.until("document.readyState === 'complete'")
 
-    def value(self, expression: str) -> Any:
-        """Return what a JavaScript expression is, as JSON has it; a promise is waited for."""
-        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
-
-    def until(self, expression: str) -> None:
-        """Wait until the expression is true."""
-        end = time.monotonic() + _LIMIT_S
-        while not self.value(expression):
-            assert time.monotonic() < end, f"never true: {expression}"
-            time.sleep(0.02)
-
-    def picture(self, path: Path) -> None:
-        """Save the whole page as PNG."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
-        path.write_bytes(base64.b64decode(data))
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result."""
-        self._last += 1
-        message: dict[str, Any] = {"id": self._last, "method": method, "params": params}
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and return its result."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._answer()
-            if answer.get("id") == self._last:
-                assert "error" not in answer, (method, answer["error"])
-                result: dict[str, Any] = answer["result"]
-                return result
-            self._note(answer.get("method", ""), answer.get("params", {}))
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer["error"]
+                return dict(answer["result"])
+            self.events.append(answer)
 
-    def _answer(self) -> dict[str, Any]:
+    def _next(self) -> dict[str, Any]:
+        until = time.monotonic() + _TIMEOUT_S
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._answers], [], [], _LIMIT_S)
-            assert ready, "Chromium says nothing"
-            piece = os.read(self._answers, 1 << 16)
-            assert piece, "Chromium has ended"
+            ready, _, _ = select.select([self._answers], [], [], max(until - time.monotonic(), 0))
+            piece = os.read(self._answers, 1 << 20) if ready else b""
+            assert piece, "chromium does not answer"
             self._rest += piece
-        text, _, self._rest = self._rest.partition(b"\0")
-        answer: dict[str, Any] = json.loads(text)
-        return answer
+        message, self._rest = self._rest.split(b"\0", 1)
+        return dict(json.loads(message))
 
-    def _note(self, event: str, params: dict[str, Any]) -> None:
-        if event == "Runtime.consoleAPICalled":
-            words = " ".join(str(one.get("value", one.get("description"))) for one in params["args"])
-            self.console.append(f"{params['type']}: {words}")
-        elif event == "Runtime.exceptionThrown":
-            self.console.append(f"error: {params['exceptionDetails']}")
-        elif event == "Log.entryAdded":
-            self.console.append(f"{params['entry']['level']}: {params['entry']['text']}")
-        elif event == "Network.requestWillBeSent":
-            self.asked.append(params["request"]["url"])
+    def open(self, path: Path, width: int, height: int = 900) -> None:
+        """Show a file in a window of so many CSS pixels, and wait until it is loaded."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=path.as_uri())
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def run(self, script: str) -> Any:
+        """Return the value of a JavaScript expression."""
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        """Wait until an expression is true."""
+        until = time.monotonic() + _TIMEOUT_S
+        while not self.run(script):
+            assert time.monotonic() < until, f"never came true: {script}"
+            time.sleep(0.05)
+
+    def press(self, key: str) -> None:
+        """Press a key as from the keyboard."""
+        text = "\r" if key == "Enter" else ""
+        for kind in ("keyDown", "keyUp"):
+            code = {"Enter": 13}.get(key, 0)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
+
+    def picture(self, path: Path, top: int = 0, height: int = 1600) -> None:
+        """Save what a part of the page looks like as PNG."""
+        width = self.run("innerWidth")
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    def trouble(self) -> list[str]:
+        """Return errors and warnings of the console, and exceptions that no script caught."""
+        return [json.dumps(one["params"]) for one in self.events if _is_trouble(one)]
+
+    def requests(self) -> list[str]:
+        """Return the addresses that the page asked for."""
+        wanted = [one for one in self.events if one.get("method") == "Network.requestWillBeSent"]
+        return [one["params"]["request"]["url"] for one in wanted]
 
 
-@contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """Run Chromium without a network, its profile in `folder`; skip the test where there is none, but not in CI."""
-    found = next(filter(None, map(shutil.which, _PROGRAMS)), None)
-    if found is None:
-        assert "CI" not in os.environ, "set-up should have installed Chromium here"
-        pytest.skip("no Chromium on this machine")
-    argv = [found, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
-    argv += [f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    its_commands, commands = os.pipe()
-    answers, its_answers = os.pipe()
+def _is_trouble(event: dict[str, Any]) -> bool:
+    told: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "Runtime.exceptionThrown": lambda parameters: True,
+        "Runtime.consoleAPICalled": lambda parameters: parameters["type"] in ("error", "warning", "assert"),
+        "Log.entryAdded": lambda parameters: parameters["entry"]["level"] in ("error", "warning"),
+    }
+    return event.get("method") in told and told[event["method"]](event["params"])
 
-    def at_three_and_four() -> None:
-        # first out of the way: either may be 3 or 4 itself
-        read, write = os.dup(its_commands), os.dup(its_answers)
-        spare = [os.dup(read), os.dup(write)]
-        os.dup2(spare[0], 3)
-        os.dup2(spare[1], 4)
 
+@contextlib.contextmanager
+def tab(folder: Path) -> Iterator[Tab]:
+    """Start a Chromium that keeps its files in `folder`, and give one of its pages."""
+    command_read, command_write = os.pipe()
+    answer_read, answer_write = os.pipe()
+    flags = [*_FLAGS, "--remote-debugging-pipe", f"--user-data-dir={folder}"]
+    # A shell moves the pipes to the descriptors that Chromium wants, and becomes it
+    moved = f'exec "$0" "$@" 3<&{command_read} 4>&{answer_write}'
     process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
+        ["bash", "-c", moved, chromium(), *flags],
+        pass_fds=(command_read, answer_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        close_fds=False,
-        start_new_session=True,
-        preexec_fn=at_three_and_four,
     )
-    os.close(its_commands)
-    os.close(its_answers)
     try:
-        yield Page(commands, answers)
+        os.close(command_read)
+        os.close(answer_write)
+        yield Tab(command_write, answer_read)
     finally:
-        os.close(commands)
-        os.close(answers)
-        os.killpg(process.pid, signal.SIGKILL)  # with its renderers
-        process.wait(20)
+        process.terminate()
+        process.wait(timeout=20)
+        os.close(command_write)
+        os.close(answer_read)

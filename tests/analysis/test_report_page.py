@@ -83,7 +83,7 @@ def test_it_needs_no_network_and_shares_one_copy_of_the_libraries(report: Page) 
         for name in ("src", "href"):
             assert not re.match(r"(https?:)?//", attributes.get(name) or "")
     assert sum(len(script) > 500_000 for script in report.scripts) == 1
-    charts = [json.loads(script) for script in report.scripts if script.startswith("{")]
+    charts = [json.loads(script) for script in report.scripts if script.startswith("{") and "$schema" in script]
     assert len(charts) == 1 + 2 * 5
 
 
