@@ -194,7 +194,9 @@ def _glance(trial: Trial) -> str:
     moved = {op: trial.byte_count("traced", op) for op in ("read", "write")}
     kind = "traced" if None not in moved.values() else "counted"
     read, write = (amount(trial.byte_count(kind, op)).text for op in ("read", "write"))
-    return took if (read, write) == (UNKNOWN, UNKNOWN) else f"{took}, {read} read, {write} written"
+    if (read, write) == (UNKNOWN, UNKNOWN):
+        return "" if took == UNKNOWN else took
+    return f"{took}, {read} read, {write} written"
 
 
 def _trial_facts(trial: Trial) -> tuple[tuple[str, str], ...]:
