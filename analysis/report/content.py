@@ -128,8 +128,8 @@ def _trials(run: Run, parts: Sequence[TrialPart]) -> Table:
         for group in ("Read", "Written")
         for label in ("expected", "traced", "counted", "")
     ]
-    columns = (Column("Trial", wide=True), Column("Verdict"), Column("Took", numeric=True), *kinds)
-    columns += (Column("Lost", numeric=True), Column("Unmatched", numeric=True), Column("Device"), Column("Figures"))
+    head = (Column("Trial", wide=True), Column("Verdict"), Column("Figures", wide=True), Column("Took", numeric=True))
+    columns = (*head, *kinds, Column("Lost", numeric=True), Column("Unmatched", numeric=True), Column("Device"))
     rows = [_row(one) for one in parts]
     for entry in run.missing:
         blank = (Cell(""),) * (len(columns) - 2)
@@ -148,11 +148,11 @@ def _row(part: TrialPart) -> Row:
     cells = (
         Cell(trial.id + attempt, links=(Link(trial.id + attempt, trial=trial.slug),), hint=part.stacks or ""),
         Cell(trial.state, kind="verdict", hint="; ".join(trial.reasons)),
+        Cell(", ".join(link.text for link in figures), links=figures),
         number(took, duration_text(took)),
         *(cell for operation in ("read", "write") for cell in _triple(trial, operation)),
         *counts,
         text(f"{told(trial.section('node').get('hostname'))}: {_device(trial)}"),
-        Cell(", ".join(link.text for link in figures), links=figures),
     )
     return Row(cells, trial.slug)
 
@@ -194,7 +194,9 @@ def _glance(trial: Trial) -> str:
     moved = {op: trial.byte_count("traced", op) for op in ("read", "write")}
     kind = "traced" if None not in moved.values() else "counted"
     read, write = (amount(trial.byte_count(kind, op)).text for op in ("read", "write"))
-    return took if (read, write) == (UNKNOWN, UNKNOWN) else f"{took}, {read} read, {write} written"
+    if (read, write) == (UNKNOWN, UNKNOWN):
+        return "" if took == UNKNOWN else took
+    return f"{took}, {read} read, {write} written"
 
 
 def _trial_facts(trial: Trial) -> tuple[tuple[str, str], ...]:

@@ -107,7 +107,7 @@ def _request_cells(row: Mapping[str, Any]) -> list[Cell]:
         *(number(row[name], latency_text(row[name])) for name in _LATENCIES.values()),
         plain("depth_mean"),
         plain("depth_max"),
-        number(row["sequential_share"], ceiling.percent(row["sequential_share"])),
+        _share_cell(row["sequential_share"]),
         amount(row["footprint_bytes"]),
         plain("accesses_mean"),
     ]
@@ -156,7 +156,11 @@ def roles_table(run: Run, rows: Rows) -> Table:
 
 def _role_cells(count: int | None, total: int) -> tuple[Cell, Cell]:
     share = count / total if count and total else None
-    return NOTHING if count is None else amount(count), Cell("") if share is None else Cell(share_text(share), share)
+    return NOTHING if count is None else amount(count), Cell("") if share is None else _share_cell(share)
+
+
+def _share_cell(share: float | None) -> Cell:
+    return number(share, UNKNOWN if share is None else share_text(share))
 
 
 def engines_table(run: Run) -> Table:

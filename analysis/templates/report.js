@@ -114,7 +114,8 @@
     live.hidden = true;
     place.append(live);
     vegaEmbed(live, spec, options).then(function () {
-      place.querySelector("img").remove();
+      const picture = place.querySelector("img");
+      if (picture) picture.remove();
       live.hidden = false;
     }).catch(function (error) { live.remove(); console.error(error); });
   }

@@ -29,7 +29,7 @@ _FLAGS = (
     "--no-first-run",
     "--hide-scrollbars",
 )
-_TIMEOUT_S = 60
+_TIMEOUT_S = 30
 
 
 def chromium() -> str:
@@ -80,8 +80,10 @@ class Tab:
     def open(self, path: Path, width: int, height: int = 900) -> None:
         """Show a file in a window of so many CSS pixels, and wait until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        seen = len(self.events)
         self.call("Page.navigate", url=path.as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        while not any(one.get("method") == "Page.loadEventFired" for one in self.events[seen:]):
+            self.events.append(self._next())
 
     def run(self, script: str) -> Any:
         """Return the value of a JavaScript expression."""
@@ -94,7 +96,7 @@ class Tab:
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
         until = time.monotonic() + _TIMEOUT_S
-        while not self.run(script):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < until, f"never came true: {script}"
             time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""The report as Chromium shows it: it renders at desk and phone width, its tables sort and filter, it asks for nothing."""
+"""The report as Chromium shows it: it renders at desk and phone width, sorts, filters, and asks for nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture
 def page(browser: Tab, made: Path) -> Tab:
-    browser.events.clear()
     browser.open(made, DESK)
     return browser
 
