@@ -161,9 +161,14 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """Return one row per trial, span of time and operation with what was measured in it (`analysis.profile`)."""
+        import pandas as pd
+        import pyarrow as pa
+
         from analysis.profile import read_profile
 
-        return read_profile(self).to_pandas()
+        whole = {pa.int64(): pd.Int64Dtype()}  # as numbers with a point, counts of bytes would lose their last digits
+        frame: pd.DataFrame = read_profile(self).to_arrow().to_pandas(types_mapper=whole.get)
+        return frame
 
     def phases(self, trial: str | Trial) -> pl.LazyFrame:
         """Return the phases of a trial (`analysis.schema.PHASES`)."""

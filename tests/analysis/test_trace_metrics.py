@@ -212,6 +212,29 @@ def test_percentiles_of_many_latencies_stay_within_their_error() -> None:
     assert latencies.maximum() == values.max()
 
 
+@given(
+    parts=st.lists(st.lists(st.integers(0, 2**53), max_size=8), min_size=1, max_size=6),
+    share=st.floats(0, 1),
+    split=st.integers(0, 6),
+)
+def test_latencies_may_be_merged_exact_or_counted(parts: list[list[int]], share: float, split: int) -> None:
+    values = [value for part in parts for value in part]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("analysis.latency.EXACT_VALUES", 5)
+        whole, other = Latencies(), Latencies()
+        for place, part in enumerate(parts):
+            (whole if place < split else other).add(np.array(part, np.int64))
+        whole.merge(other)
+    assert (whole.count, whole.maximum()) == (len(values), max(values, default=None))
+    if not values:
+        assert whole.percentile(share) is whole.mean() is None
+        return
+    exact = sorted(values)[max(math.ceil(share * len(values)), 1) - 1]
+    assert whole.mean() == pytest.approx(sum(values) / len(values))
+    within = 0 if exact < BUCKETS_PER_OCTAVE else 0.51 / BUCKETS_PER_OCTAVE
+    assert whole.percentile(share) == pytest.approx(exact, rel=within, abs=1e-9)
+
+
 def test_the_summary_of_a_run_is_the_union_of_its_trials(tmp_path: Path) -> None:
     run = make_run(tmp_path, sizes=(MIB, 2 * MIB))
     table = pq.read_table(write_summary(run))
