@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from analysis.figures import Drawn
 
 
+def render(run: Run, drawn: Sequence[Drawn]) -> str:
+    """Return the page of a run with the given figures."""
+    return page.render(gathered(run, drawn))
+
+
 def write_report(run: Run, drawn: Sequence[Drawn]) -> Path:
     """Write `report.html` and `report.md` into the run's folder, with the given figures; return the page's path."""
     content = gathered(run, drawn)

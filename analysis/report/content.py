@@ -144,7 +144,7 @@ def _row(part: TrialPart) -> Row:
     attempt = f" (attempt {trial.attempt})" if trial.attempt > 1 else ""
     took = seconds(trial.record.get("started"), trial.record.get("ended"))
     counts = [number(value, told(value)) for value in (tracer.get("lost"), tracer.get("unmatched"))]
-    figures = tuple(Link(one.figure, figure=one.name) for one in part.figures if one.reason is None)
+    figures = tuple(Link(one.figure + (" (not drawn)" if one.reason else ""), figure=one.name) for one in part.figures)
     cells = (
         Cell(trial.id + attempt, links=(Link(trial.id + attempt, trial=trial.slug),), hint=part.stacks or ""),
         Cell(trial.state, kind="verdict", hint="; ".join(trial.reasons)),
