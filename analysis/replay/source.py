@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from analysis.depth import ALL, InFlight, Stretches
 from analysis.errors import AnalysisError
 from analysis.metrics import requests_path
 from analysis.run import Trial
@@ -102,7 +103,7 @@ class Survey:
     depth: int | None = None
     _used: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     _bits: int = 0
-    _flying: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    _in_flight: InFlight = field(default_factory=lambda: InFlight(np.empty(0, dtype=np.int64)))
 
     @property
     def chunks(self) -> Array:
@@ -137,8 +138,7 @@ class Survey:
         self._bits |= int(np.bitwise_or.reduce(begin | part.bytes))
         self.unit_bytes = self._bits & -self._bits
         self._use(begin // CHUNK_BYTES, (end - 1) // CHUNK_BYTES)
-        if "completion" in self.recorded:
-            self._fly(part.issue_ns, part.complete_ns)
+        self._deepen(self._in_flight.add(part.issue_ns, part.complete_ns, part.op))
 
     def _use(self, first: Array, last: Array) -> None:
         missing = int(last.max()) + 1 - self._used.size
@@ -147,14 +147,13 @@ class Survey:
         for step in range(int((last - first).max()) + 1):
             self._used[np.minimum(first + step, last)] = True
 
-    def _fly(self, issue_ns: Array, complete_ns: Array) -> None:
-        """Raise `depth`: a request is in flight from its issue, and at least 1 ns long."""
-        ends = np.sort(np.concatenate([self._flying, np.maximum(complete_ns, issue_ns + 1)]))
-        begun = self._flying.size + np.arange(1, issue_ns.size + 1)
-        # What has ended by an issue was issued before it: later ones of this part end later.
-        flying = begun - np.searchsorted(ends, issue_ns, side="right")
-        self.depth = max(self.depth or 1, int(flying.max()))
-        self._flying = ends[ends > issue_ns[-1]]
+    def close(self) -> None:
+        """Take note that there are no more requests."""
+        self._deepen(self._in_flight.finish())
+
+    def _deepen(self, known: Stretches) -> None:
+        if "completion" in self.recorded:
+            self.depth = max(self.depth or 1, int(known.depth[ALL].max(initial=0)))
 
 
 def survey(source: Source) -> Survey:
@@ -162,6 +161,7 @@ def survey(source: Source) -> Survey:
     found = Survey(events(source.path))
     for part in source.pieces():
         found.add(part)
+    found.close()
     if not sum(found.requests.values()):
         raise nothing(source)
     return found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from analysis import draw_run, load_run, metrics
 from analysis.drawing import figure_names
-from analysis.figures import draw, figure, metric, overview, roofline, sectors, theme, tokens
+from analysis.figures import draw, figure, metric, overview, profiled, roofline, sectors, theme, tokens
 from analysis.figures.cells import repeats_text
 from analysis.figures.table import table
 from analysis.intervals import interval
@@ -300,9 +298,7 @@ def test_a_run_with_an_axis_of_numbers_gets_a_measure_without_asking(made: Run, 
 def with_profile(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> None:
     """Let runs have these rows as their profile."""
     frame = pl.DataFrame(rows, infer_schema_length=None)
-    module = ModuleType("analysis.profile")
-    module.read_profile = lambda run: frame  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "analysis.profile", module)
+    monkeypatch.setattr(profiled, "read_profile", lambda run: frame)
 
 
 def profiled_row(slug: str, phase: str, op: str, share: float, busy: float, **changes: Any) -> dict[str, Any]:
