@@ -23,8 +23,6 @@ NAME = "latency"
 TITLE = "Latency, issue to completion"
 
 _HEIGHT, _BESIDE_HEIGHT, _ROW, _GAP = 250, 170, 17, 44
-#: Cells have colours that stand for no operation; there are no more that can be told apart.
-_CELL_COLOURS = (theme.BLACK, theme.GREEN, theme.ORANGE, theme.PURPLE, theme.SKY)
 #: What is marked on a line, by its name in words, with the shape of the mark.
 _MARKED = {"p50": "circle", "p99": "diamond", "p99.9": "triangle-up"}
 #: Shares of the requests at which a line has a corner: even steps, and ever finer ones towards the slowest.
@@ -198,7 +196,7 @@ def _beside(cells: Mapping[str, Spread]) -> alt.VConcatChart | alt.HConcatChart:
     ends = min(one.percentile(0.01) or 1 for one in held) / 1100, max(one.percentile(0.999) or 1 for one in held) / 700
     width = (theme.WIDTH - _GAP * (len(operations) - 1)) // len(operations)
     rows = alt.hconcat(*(_ranges(cells, op, ends, width, op == operations[0]) for op in operations), spacing=_GAP)
-    if len(cells) > len(_CELL_COLOURS):
+    if len(cells) > len(theme.CELLS):
         return rows
     lines = alt.hconcat(*(_lines(cells, op, ends, width, op == operations[0]) for op in operations), spacing=_GAP)
     both: alt.VConcatChart = alt.vconcat(lines, rows, spacing=14).resolve_legend(
@@ -211,7 +209,7 @@ def _lines(cells: Mapping[str, Spread], op: str, ends: tuple[float, float], widt
     """Return the share of one operation's requests that took at most so long, a line per cell."""
     names = list(cells)
     values = [row | {"cell": name} for name in names if cells[name][op].count for row in _corners(op, cells[name][op])]
-    scale = alt.Scale(domain=names, range=list(_CELL_COLOURS[: len(names)]))
+    scale = alt.Scale(domain=names, range=list(theme.CELLS[: len(names)]))
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260, columns=2)
     # only the first has labels: so it stands above its row of percentiles, as the other does
     axis = alt.Axis(values=[0, 25, 50, 75, 100], labels=first, ticks=first, domain=first)
