@@ -225,6 +225,15 @@ def test_single_repeats_say_that_there_is_no_interval(tmp_path: Path) -> None:
     assert '"base": 2' not in words(panel.chart)  # 3 is no power of two
 
 
+def test_no_interval_leaves_an_axis_that_does_not_begin_at_zero(tmp_path: Path) -> None:
+    run = load_run(make_engine_run(tmp_path, {f"n={n}": [Shape(**SMALL)] for n in (1, 2)}, []))
+    for trial, value in zip(run.published, (0.04, 4.0), strict=True):
+        change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
+    (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
+    assert axes(panel.chart, "y")["Tokens per second (tokens/s)"][0] > 0
+    assert "axis cuts" not in words(panel.chart)
+
+
 def test_an_interval_that_leaves_the_axis_is_told(tmp_path: Path) -> None:
     run = load_run(make_engine_run(tmp_path, {f"n={n}": [Shape(**SMALL), Shape(**SMALL)] for n in (1, 2)}, []))
     for trial, value in zip(run.published, (10.0, 90.0, 50.0, 51.0), strict=True):
