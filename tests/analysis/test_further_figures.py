@@ -227,7 +227,7 @@ def test_single_repeats_say_that_there_is_no_interval(tmp_path: Path) -> None:
 
 def test_no_interval_leaves_an_axis_that_does_not_begin_at_zero(tmp_path: Path) -> None:
     run = load_run(make_engine_run(tmp_path, {f"n={n}": [Shape(**SMALL)] for n in (1, 2)}, []))
-    for trial, value in zip(run.published, (0.04, 4.0), strict=True):
+    for trial, value in zip(run.published, (0.01, 4.0), strict=True):
         change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
     (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
     assert axes(panel.chart, "y")["Tokens per second (tokens/s)"][0] > 0
