@@ -138,7 +138,8 @@ class Survey:
         self._bits |= int(np.bitwise_or.reduce(begin | part.bytes))
         self.unit_bytes = self._bits & -self._bits
         self._use(begin // CHUNK_BYTES, (end - 1) // CHUNK_BYTES)
-        self._deepen(self._in_flight.add(part.issue_ns, part.complete_ns, part.op))
+        # at least 1 ns: the clock may be coarser than a request is long
+        self._deepen(self._in_flight.add(part.issue_ns, np.maximum(part.complete_ns, part.issue_ns + 1), part.op))
 
     def _use(self, first: Array, last: Array) -> None:
         missing = int(last.max()) + 1 - self._used.size
