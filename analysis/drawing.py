@@ -24,18 +24,19 @@ def figure_names(run: Run) -> list[str]:
 def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[str, Any]:
     """Draw the figures of a run and its report; with `figures`, draw just those and leave the report as it is.
 
-    Returns the paths: `{"run": ..., "report": ..., "figures": {chart name: {format: path}}, "ruled_out": {chart name:
-    reason}}`.
+    Returns the paths: `{"run": ..., "report": ..., "report_md": ..., "figures": {chart name: {format: path}},
+    "ruled_out": {chart name: reason}}`.
     """
     run = load_run(run_dir)
     names = figure_names(run) if figures is None else list(figures)
     for name in names:
         figure(name)  # an unknown one is refused before anything is drawn
     drawn: list[Drawn] = draw(run, names, run.path / "figures")
-    report = write_report(run, drawn) if figures is None else None
+    report = write_report(run, drawn) if figures is None else {}
     return {
         "run": str(run.path),
-        "report": str(report) if report else None,
+        "report": str(report["html"]) if report else None,
+        "report_md": str(report["md"]) if report else None,
         "figures": {one.name: {kind: str(path) for kind, path in one.files.items()} for one in drawn},
         "ruled_out": {one.name: one.reason for one in drawn if one.reason},
     }

@@ -26,12 +26,13 @@ def left_out(run: Run, trials: Sequence[Trial]) -> str:
     parts = []
     bad = [trial.id for trial in trials if trial.state != "valid"]
     if bad:
-        parts.append(f"{count_text(len(bad), 'trial')} not valid, left out: {_listed(bad)}.")
+        parts.append(f"{count_text(len(bad), 'trial')} not valid, left out: {listed(bad)}.")
     if run.missing:
         parts.append(f"{len(run.missing)} of {len(run.plan)} planned trials have no result.")
     return " ".join(parts)
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - most
     return "; ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

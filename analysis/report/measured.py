@@ -1,0 +1,171 @@
+"""What was measured in a run's trials, as tables: on the device, by the role of bytes, by the engines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import ceiling
+from analysis.figures.cells import listed
+from analysis.figures.roles import label as role_label
+from analysis.metrics import WHOLE
+from analysis.profile import read_profile
+from analysis.report import table
+from analysis.report.table import NOTHING, NUMBER, Cell, Column, Row, Table
+from analysis.run import Run, Trial
+from analysis.units import UNKNOWN, bytes_text, count_text, duration_text, number_text, share_text
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+_OPERATIONS = ("read", "write")
+#: The columns of the profile that the report shows: group, label, name, and how a cell is made of one.
+_PROFILE = (
+    ("", "Requests", "requests", table.count),
+    ("", "Completed", "bytes", table.amount),
+    ("", "IOPS", "iops", table.number),
+    ("Bandwidth, GiB/s", "mean", "bandwidth_gib_s", table.number),
+    ("Bandwidth, GiB/s", "peak", "bandwidth_peak_gib_s", table.number),
+    ("", "Mean size", "request_bytes_mean", table.amount),
+    ("Latency", "p50", "d2c_p50_us", table.latency),
+    ("Latency", "p99", "d2c_p99_us", table.latency),
+    ("Latency", "p99.9", "d2c_p999_us", table.latency),
+    ("Latency", "max", "d2c_max_us", table.latency),
+    ("Queue depth", "mean", "depth_mean", table.number),
+    ("Queue depth", "max", "depth_max", table.count),
+    ("", "Busy", "busy_share", lambda value: table.number(value, share_text)),
+    ("", "Sequential", "sequential_share", lambda value: table.number(value, share_text)),
+    ("Sectors", "footprint", "footprint_bytes", table.amount),
+    ("Sectors", "accesses", "accesses_mean", table.number),
+)
+#: What there is none of where there are no requests.
+_OF_REQUESTS = re.compile(r"request_bytes|d2c|sequential|accesses")
+#: The numbers of engines, and of the memory that trials had, as the columns of a table: group, then label by metric.
+_ENGINE = {
+    "Prefill": {"prefill_latency_s": "latency", "prefill_tokens_per_s": "tokens/s"},
+    "Decode": {"decode_latency_s": "latency", "decode_tokens_per_s": "tokens/s"},
+    "In all": {"total_latency_s": "latency", "tokens_per_s": "tokens/s", "generated_tokens": "tokens"},
+    "Size": {"model_bytes": "model", "cache_bytes": "KV cache"},
+    "Peak memory": {"peak_gpu_memory_bytes": "GPU", "peak_host_memory_bytes": "process", "memory_peak_bytes": "cgroup"},
+    "Memory limit": {"memory_limit_bytes": "cgroup", "oom_kills": "OOM kills"},
+}
+_ABOVE = (
+    "Shares above 100 % of the ceiling: fio measured less than the drive can do, as its file lay on other blocks, a "
+    "cache within the drive helped the job, or the rounds of the ceiling differed by as much."
+)
+_ROLE = re.compile(r"role\.(.+)_(?:read|write)_bytes")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The table of what was measured on the device; `silent` are the trials that it has nothing of, `unknown` the
+    columns that no trial knows, `above` whether a share of the ceiling is more than all of it."""
+
+    table: Table
+    silent: Sequence[Trial]
+    unknown: Sequence[str]
+    above: bool
+
+    def notes(self) -> list[str]:
+        """Return in sentences what is not in the table, and what in it may look wrong."""
+        found = []
+        if self.silent:
+            names = listed([trial.id for trial in self.silent])
+            verb = "was" if len(self.silent) == 1 else "were"
+            found.append(f"Nothing {verb} measured on the device in {count_text(len(self.silent), 'trial')}: {names}.")
+        if self.unknown:
+            found.append(f"No trial knows: {', '.join(self.unknown)}.")
+        if self.above:
+            found.append(_ABOVE)
+        return found
+
+
+def metrics(run: Run, summary: Rows) -> Metrics:
+    """Return what was measured in each trial's whole window, a row for reads and one for writes."""
+    told = read_profile(run).to_dicts() if run.published else []
+    whole = {(row["slug"], row["op"]): row for row in told if row["phase"] == WHOLE}
+    rows, silent = [], []
+    for place, trial in enumerate(run.published):
+        own = [(op, whole.get((trial.slug, op), {})) for op in _OPERATIONS]
+        own = [(op, row) for op, row in own if any(row.get(name) is not None for _, _, name, _ in _PROFILE)]
+        rows += [_metrics_row(trial, place, op, row, summary[trial.slug][1:]) for op, row in own]
+        silent += [] if own else [trial]
+    columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
+    columns += [Column(label, group, NUMBER) for group, label, _, _ in _PROFILE]
+    columns += [Column(label, "Ceiling", NUMBER) for label in ("fio, GiB/s", "window", "busiest phase")]
+    found, unknown = Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()
+    shares = [cell.sort for row in rows for cell in row.cells[-2:] if cell.sort is not None]
+    return Metrics(found, silent, unknown, any(share > 1 for share in shares))
+
+
+def _metrics_row(trial: Trial, place: int, op: str, row: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> Row:
+    cells = [table.trial_cell(trial, place), table.verdict(trial.state), Cell(op)]
+    for _, _, name, cell in _PROFILE:
+        none = row.get("requests") == 0 and _OF_REQUESTS.match(name)
+        cells.append(Cell(NOTHING, told="no requests") if none else cell(row.get(name)))
+    return Row((*cells, *_against_ceiling(trial, op, row, phases)))
+
+
+def _against_ceiling(trial: Trial, op: str, row: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Return the ceiling of an operation, the share of it that the whole window reached, and the busiest phase's."""
+    top = ceiling.ceiling_of(trial)
+    if top is None:
+        return [Cell(UNKNOWN)] * 3
+    best = ceiling.busiest(phases, op, top)
+    share = row.get("ceiling_share")
+    return [
+        table.number(top.gib_s[op]),
+        Cell(ceiling.percent(share), share),
+        Cell(UNKNOWN) if best is None else Cell(f"{ceiling.percent(best[1])} ({best[0]})", best[1]),
+    ]
+
+
+def roles(run: Run, summary: Rows, names: Sequence[str]) -> Table:
+    """Return the bytes by role of each trial that knows them, a row for reads and one for writes.
+
+    `names` are the columns of the summary.
+    """
+    found = list(dict.fromkeys(match[1] for name in names if (match := _ROLE.fullmatch(name))))
+    columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
+    for role in found:
+        columns += [Column("bytes", role_label(role), NUMBER), Column("share", role_label(role), NUMBER)]
+    rows = []
+    for place, trial in enumerate(run.published):
+        for op in _OPERATIONS:
+            moved = {role: summary[trial.slug][0].get(f"role.{role}_{op}_bytes") for role in found}
+            if any(count is not None for count in moved.values()):
+                cells = [table.trial_cell(trial, place), table.verdict(trial.state), Cell(op)]
+                rows.append(Row((*cells, *_role_cells(list(moved.values())))))
+    return Table(tuple(columns), tuple(rows), of_trials=True)
+
+
+def _role_cells(moved: Sequence[int | None]) -> list[Cell]:
+    total = sum(count for count in moved if count is not None)
+    cells = []
+    for count in moved:
+        share = count / total if count is not None and total else None
+        cells += [Cell(NOTHING) if count is None else table.amount(count)]
+        cells += [Cell(NOTHING) if share is None else table.number(share, share_text)]
+    return cells
+
+
+def engines(run: Run) -> Table:
+    """Return what engines reported of every trial of which one did."""
+    columns = [Column("Trial"), Column("Verdict")]
+    columns += [Column(label, group, NUMBER) for group, own in _ENGINE.items() for label in own.values()]
+    names = [name for own in _ENGINE.values() for name in own]
+    rows = []
+    for place, trial in enumerate(run.published):
+        if any(name in trial.measured for name in names):
+            cells = [table.trial_cell(trial, place), table.verdict(trial.state)]
+            rows.append(Row((*cells, *(_measured(trial, name) for name in names))))
+    return Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()[0]
+
+
+def _measured(trial: Trial, name: str) -> Cell:
+    if name not in trial.measured:
+        return Cell(NOTHING)
+    value, unit = trial.measured[name]
+    text = {"B": bytes_text, "s": duration_text}.get(unit, number_text)
+    return table.number(value, text)
