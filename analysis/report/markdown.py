@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: What is markup wherever it stands in a line; an underscore is none inside a word.
 _MARKUP = re.compile(r"[\\`*\[\]<>|~#&$]|(?<![^\W_])_|_(?![^\W_])")
 #: What is markup only where a line begins with it.
-_BLOCK = re.compile(r"^([-+=]|\d+[.)])")
+_BLOCK = re.compile(r"^(?:[-+](?=\s|$)|-(?=--)|\d+[.)](?=\s|$))")
 
 
 def document(told: Content) -> str:
@@ -132,11 +132,14 @@ def _figures(told: Content) -> Iterator[str]:
         yield "## Figures"
     for drawn in shared:
         yield _not_drawn(drawn) if drawn.reason else f"![{escaped(drawn.title)}]({_path(told, drawn)})"
-    for one, own in charted:
-        links = [
-            _not_drawn(drawn) if drawn.reason else f"[{escaped(drawn.title)}]({_path(told, drawn)})" for drawn in own
-        ]
-        yield f"- {escaped(one.trial.id)}: {'; '.join(links)}"
+    if charted:
+        yield "\n".join(f"- {escaped(one.trial.id)}: {_links(told, own)}" for one, own in charted)
+
+
+def _links(told: Content, own: Sequence[Drawn]) -> str:
+    """Return a trial's charts by the names of their figures, then why others are not drawn."""
+    links = [f"[{drawn.figure}]({_path(told, drawn)})" for drawn in own if not drawn.reason]
+    return "; ".join([*([", ".join(links)] if links else []), *(_not_drawn(drawn) for drawn in own if drawn.reason)])
 
 
 def _not_drawn(drawn: Drawn) -> str:

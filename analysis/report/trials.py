@@ -13,7 +13,7 @@ from analysis.report import table
 from analysis.report.table import NUMBER, Cell, Column, Row, Table
 from analysis.report.words import command, flat, seconds, told
 from analysis.run import TRIPLE, Run, Trial
-from analysis.units import UNKNOWN
+from analysis.units import UNKNOWN, count_text
 
 OPERATIONS = ("read", "write")
 _MOVED = {"read": "Read", "write": "Written"}
@@ -40,6 +40,12 @@ class CellOfRun:
 
     label: str
     trials: Sequence[One]
+
+    @property
+    def told(self) -> str:
+        """How many trials there are, and how many of them are not valid."""
+        bad = sum(one.trial.state != "valid" for one in self.trials)
+        return count_text(len(self.trials), "trial") + (f", {bad} not valid" if bad else "")
 
 
 def one(trial: Trial, phases: Sequence[Mapping[str, Any]]) -> One:
