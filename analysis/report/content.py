@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.advice import Advice, advice
 from analysis.findings import Finding, findings
 from analysis.report import measured, places, trials
-from analysis.report.measured import Metrics
-from analysis.report.table import MISSING, Table
+from analysis.report.table import MISSING, Noted, Table
 from analysis.report.trials import CellOfRun, One
 from analysis.report.words import command, moment, seconds, told
 from analysis.run import STATES, Run, Trial
@@ -39,8 +38,8 @@ class Content:
     tally: Mapping[str, int]
     findings: Sequence[Finding]
     advice: Sequence[Advice]
-    overview: Table
-    metrics: Metrics
+    overview: Noted
+    metrics: Noted
     roles: Table
     engines: Table
     nodes: Sequence[Table]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from analysis.figures.cells import listed
-from analysis.report.table import MISSING, NUMBER, Cell, Table
+from analysis.report.table import MISSING, NUMBER, Cell, Noted, Table
 
 if TYPE_CHECKING:
     from analysis.figures import Drawn
@@ -91,26 +91,25 @@ def _trials(told: Content, slugs: Sequence[str]) -> str:
 def _tables(told: Content) -> Iterator[str]:
     yield "## Trials"
     yield "Expected: what the workload should move. Traced: what the tracer saw. Counted: the device's own counters."
-    yield pipes(told.overview) if told.overview.rows else "No trial has finished."
+    yield from _noted(told.overview) if told.overview.table.rows else ["No trial has finished."]
     notes: dict[str, list[str]] = {}
     for one in told.trials:
         if one.trouble:
             notes.setdefault(one.trouble, []).append(one.trial.id)
     for note, names in notes.items():
         yield f"- Note, {escaped(listed(names))}: {escaped(note)}."
-    yield from _metrics(told)
+    if metrics := [*_noted(told.metrics)]:
+        yield from ["## Metrics", *metrics]
     for title, table in (("Whose bytes", told.roles), ("What the engines reported", told.engines)):
         if table.rows:
             yield f"## {title}"
             yield pipes(table)
 
 
-def _metrics(told: Content) -> Iterator[str]:
-    if told.metrics.table.rows or told.metrics.silent:
-        yield "## Metrics"
-    if told.metrics.table.rows:
-        yield pipes(told.metrics.table)
-    yield from (escaped(note) for note in told.metrics.notes())
+def _noted(noted: Noted) -> Iterator[str]:
+    if noted.table.rows:
+        yield pipes(noted.table)
+    yield from (escaped(note) for note in noted.notes)
 
 
 def _failures(told: Content) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from analysis import ceiling
@@ -13,7 +12,7 @@ from analysis.figures.roles import label as role_label
 from analysis.metrics import WHOLE
 from analysis.profile import read_profile
 from analysis.report import table
-from analysis.report.table import NOTHING, NUMBER, Cell, Column, Row, Table
+from analysis.report.table import NOTHING, NUMBER, Cell, Column, Noted, Row, Table
 from analysis.run import Run, Trial
 from analysis.units import UNKNOWN, bytes_text, count_text, duration_text, number_text, share_text
 
@@ -57,31 +56,7 @@ _ABOVE = (
 _ROLE = re.compile(r"role\.(.+)_(?:read|write)_bytes")
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """The table of what was measured on the device; `silent` are the trials that it has nothing of, `unknown` the
-    columns that no trial knows, `above` whether a share of the ceiling is more than all of it."""
-
-    table: Table
-    silent: Sequence[Trial]
-    unknown: Sequence[str]
-    above: bool
-
-    def notes(self) -> list[str]:
-        """Return in sentences what is not in the table, and what in it may look wrong."""
-        found = []
-        if self.silent:
-            names = listed([trial.id for trial in self.silent])
-            verb = "was" if len(self.silent) == 1 else "were"
-            found.append(f"Nothing {verb} measured on the device in {count_text(len(self.silent), 'trial')}: {names}.")
-        if self.unknown:
-            found.append(f"No trial knows: {', '.join(self.unknown)}.")
-        if self.above:
-            found.append(_ABOVE)
-        return found
-
-
-def metrics(run: Run, summary: Rows) -> Metrics:
+def metrics(run: Run, summary: Rows) -> Noted:
     """Return what was measured in each trial's whole window, a row for reads and one for writes."""
     told = read_profile(run).to_dicts() if run.published else []
     whole = {(row["slug"], row["op"]): row for row in told if row["phase"] == WHOLE}
@@ -90,13 +65,16 @@ def metrics(run: Run, summary: Rows) -> Metrics:
         own = [(op, whole.get((trial.slug, op), {})) for op in _OPERATIONS]
         own = [(op, row) for op, row in own if any(row.get(name) is not None for _, _, name, _ in _PROFILE)]
         rows += [_metrics_row(trial, place, op, row, summary[trial.slug][1:]) for op, row in own]
-        silent += [] if own else [trial]
+        silent += [] if own else [trial.id]
     columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
     columns += [Column(label, group, NUMBER) for group, label, _, _ in _PROFILE]
     columns += [Column(label, "Ceiling", NUMBER) for label in ("fio, GiB/s", "window", "busiest phase")]
-    found, unknown = Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()
-    shares = [cell.sort for row in rows for cell in row.cells[-2:] if cell.sort is not None]
-    return Metrics(found, silent, unknown, any(share > 1 for share in shares))
+    found, notes = Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()
+    if silent:
+        notes.append(f"Nothing was measured on the device in {count_text(len(silent), 'trial')}: {listed(silent)}.")
+    if any(cell.sort > 1 for row in rows for cell in row.cells[-2:] if cell.sort is not None):
+        notes.append(_ABOVE)
+    return Noted(found, notes)
 
 
 def _metrics_row(trial: Trial, place: int, op: str, row: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> Row:

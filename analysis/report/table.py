@@ -45,7 +45,7 @@ class Cell:
     @property
     def known(self) -> bool:
         """Whether it says anything."""
-        return self.text not in (UNKNOWN, NOTHING, "")
+        return self.text not in (UNKNOWN, NOTHING, "") and self.style != "unknown"
 
     @property
     def key(self) -> str:
@@ -103,7 +103,7 @@ class Table:
         return place > 0 and self.columns[place].group != self.columns[place - 1].group
 
     def without_unknown(self) -> tuple[Table, list[str]]:
-        """Return the table without the columns of which no row knows anything, and the labels of those."""
+        """Return the table without the columns of which no row knows anything, and a sentence that names them."""
         kept = (
             [place for place in range(len(self.columns)) if any(row.cells[place].known for row in self.rows)]
             if self.rows
@@ -111,7 +111,16 @@ class Table:
         )
         left = [column.full for place, column in enumerate(self.columns) if place not in kept]
         rows = tuple(replace(row, cells=tuple(row.cells[place] for place in kept)) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows), left
+        table = replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows)
+        return table, [f"No trial knows: {', '.join(left)}."] if left else []
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A table with sentences on what is not in it, and on what in it may look wrong."""
+
+    table: Table
+    notes: Sequence[str]
 
 
 def anchor(slug: str) -> str:

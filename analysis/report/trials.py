@@ -10,7 +10,7 @@ from analysis import ceiling, provenance, stacks
 from analysis.figures.cells import label, varying
 from analysis.logs import tails
 from analysis.report import table
-from analysis.report.table import NUMBER, Cell, Column, Row, Table
+from analysis.report.table import NUMBER, Cell, Column, Noted, Row, Table
 from analysis.report.words import command, flat, seconds, told
 from analysis.run import TRIPLE, Run, Trial
 from analysis.units import UNKNOWN, count_text
@@ -97,7 +97,7 @@ def _stacks(trial: Trial) -> str | None:
     return f"with stacks{'' if done else ' (none recorded)'}: bandwidth and latency are disturbed"
 
 
-def overview(run: Run) -> Table:
+def overview(run: Run) -> Noted:
     """Return the table of all trials, and of those planned that have no result."""
     columns = [Column("Trial"), Column("Verdict"), Column("Repeat", kind=NUMBER), Column("Took", kind=NUMBER)]
     for op in OPERATIONS:
@@ -106,7 +106,7 @@ def overview(run: Run) -> Table:
     columns += [Column("Lost", kind=NUMBER), Column("Unmatched", kind=NUMBER), Column("Device")]
     rows = [_row(trial, place) for place, trial in enumerate(run.published)]
     rows += [_planned(entry, len(rows) + place, len(columns)) for place, entry in enumerate(run.missing)]
-    return Table(tuple(columns), tuple(rows), of_trials=True)
+    return Noted(*Table(tuple(columns), tuple(rows), of_trials=True).without_unknown())
 
 
 def _row(trial: Trial, place: int) -> Row:
