@@ -22,10 +22,10 @@ _OPERATIONS = ("read", "write")
 #: The columns of the profile that the report shows: group, label, name, and how a cell is made of one.
 _PROFILE = (
     ("", "Requests", "requests", table.count),
-    ("", "Completed", "bytes", table.amount),
+    ("", "Bytes", "bytes", table.amount),
     ("", "IOPS", "iops", table.number),
-    ("Bandwidth, GiB/s", "mean", "bandwidth_gib_s", table.number),
-    ("Bandwidth, GiB/s", "peak", "bandwidth_peak_gib_s", table.number),
+    ("Bandwidth (GiB/s)", "mean", "bandwidth_gib_s", table.number),
+    ("Bandwidth (GiB/s)", "peak", "bandwidth_peak_gib_s", table.number),
     ("", "Mean size", "request_bytes_mean", table.amount),
     ("Latency", "p50", "d2c_p50_us", table.latency),
     ("Latency", "p99", "d2c_p99_us", table.latency),
@@ -68,7 +68,7 @@ def metrics(run: Run, summary: Rows) -> Noted:
         silent += [] if own else [trial.id]
     columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
     columns += [Column(label, group, NUMBER) for group, label, _, _ in _PROFILE]
-    columns += [Column(label, "Ceiling", NUMBER) for label in ("fio, GiB/s", "window", "busiest phase")]
+    columns += [Column(label, "Ceiling", NUMBER) for label in ("fio (GiB/s)", "window", "busiest phase")]
     found, notes = Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()
     if silent:
         notes.append(f"Nothing was measured on the device in {count_text(len(silent), 'trial')}: {listed(silent)}.")

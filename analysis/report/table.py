@@ -104,15 +104,18 @@ class Table:
 
     def without_unknown(self) -> tuple[Table, list[str]]:
         """Return the table without the columns of which no row knows anything, and a sentence that names them."""
-        kept = (
-            [place for place in range(len(self.columns)) if any(row.cells[place].known for row in self.rows)]
-            if self.rows
-            else list(range(len(self.columns)))
+        places = range(len(self.columns))
+        kept = [place for place in places if not self.rows or any(row.cells[place].known for row in self.rows)]
+        columns = tuple(self.columns[place] for place in kept)
+        told = {column.group for column in columns}
+        # a group of which nothing is left is named as one
+        left = dict.fromkeys(
+            column.group if column.group and column.group not in told else column.full
+            for place, column in enumerate(self.columns)
+            if place not in kept
         )
-        left = [column.full for place, column in enumerate(self.columns) if place not in kept]
         rows = tuple(replace(row, cells=tuple(row.cells[place] for place in kept)) for row in self.rows)
-        table = replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows)
-        return table, [f"No trial knows: {', '.join(left)}."] if left else []
+        return replace(self, columns=columns, rows=rows), [f"No trial knows: {', '.join(left)}."] if left else []
 
 
 @dataclass(frozen=True)
