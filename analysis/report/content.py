@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from analysis.advice import Advice, advice
 from analysis.findings import Finding, findings
 from analysis.report import measured, places, trials
 from analysis.report.table import MISSING, Noted, Table
-from analysis.report.trials import CellOfRun, One
+from analysis.report.trials import Entry, Repeats
 from analysis.report.words import command, moment, seconds, told
 from analysis.run import STATES, Run, Trial
 from analysis.summary import read_summary
@@ -44,19 +46,19 @@ class Content:
     engines: Table
     nodes: Sequence[Table]
     drives: Table
-    cells: Sequence[CellOfRun]
+    cells: Sequence[Repeats]
     drawn: Sequence[Drawn]
     reproduce: str | None
     redraw: str
     definition: str | None
 
     @property
-    def trials(self) -> list[One]:
+    def trials(self) -> list[Entry]:
         """The published trials in plan order."""
         return [one for cell in self.cells for one in cell.trials]
 
     @property
-    def bad(self) -> list[One]:
+    def bad(self) -> list[Entry]:
         """The published trials that are not valid."""
         return [one for one in self.trials if one.trial.state != "valid"]
 
@@ -71,12 +73,16 @@ class Content:
         held = {name for one in own for name in one.holds}
         return [one for one in own if trial is None or one.figure not in held]
 
+    def path_of(self, drawn: Drawn) -> str:
+        """Return the address of a chart's PNG from the run's folder."""
+        return quote(os.path.relpath(drawn.files["png"], self.run.path).replace(os.sep, "/"))
+
 
 def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
     """Return what there is to tell of a run with the given figures."""
     names, summary = _summary(run)
     reproduce = run.record.get("reproduce")
-    ones = [trials.one(trial, summary[trial.slug][1:]) for trial in run.published]
+    entries = [trials.entry(trial, summary[trial.slug][1:]) for trial in run.published]
     return Content(
         run=run,
         facts=_facts(run),
@@ -89,7 +95,7 @@ def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
         engines=measured.engines(run),
         nodes=places.tables(run),
         drives=places.drives(run),
-        cells=trials.by_cell(run, ones),
+        cells=trials.by_cell(run, entries),
         drawn=drawn,
         reproduce=command(reproduce) if reproduce else None,
         redraw=command(["python", "-m", "analysis", str(run.path)]),

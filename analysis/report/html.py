@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from analysis.report.content import Content
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
-#: With more trials than this each one's section is closed until somebody opens it.
+#: With more trials than this each one's section is closed until somebody opens it, and its charts, most of the page's
+#: weight, are not there as pictures too: the script draws them.
 _MOST_OPEN = 8
 #: Classes of the page's stylesheet.
 _OUTCOMES = {REPRODUCED: "reproduced", DIFFERS: "differs", NOT_TESTABLE: "untested"}
@@ -28,13 +29,15 @@ _OUTCOMES = {REPRODUCED: "reproduced", DIFFERS: "differs", NOT_TESTABLE: "untest
 
 @dataclass(frozen=True)
 class _Chart:
-    """A chart as the page holds it: `svg` is a data URL shown at once, `spec` JSON for the interactive one."""
+    """A chart as the page holds it: `svg` is a data URL shown at once (empty where the script draws it first), `spec`
+    JSON for the interactive one, `file` the path of its PNG from the page."""
 
     anchor: str
     title: str
     reason: str | None
     svg: str
     spec: str
+    file: str
 
 
 def page(told: Content) -> str:
@@ -46,7 +49,8 @@ def page(told: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts = {one.name: _chart(one) for one in told.drawn}
+    many = len(told.trials) > _MOST_OPEN
+    charts = {one.name: _chart(told, one, still=not many or one.trial is None) for one in told.drawn}
     return environment.get_template("report.html.j2").render(
         told=told,
         run=told.run,
@@ -55,7 +59,7 @@ def page(told: Content) -> str:
         outcomes=_OUTCOMES,
         figures=[charts[one.name] for one in told.figures_of(None)],
         figures_of=lambda trial: [charts[one.name] for one in told.figures_of(trial)],
-        many=len(told.trials) > _MOST_OPEN,
+        many=many,
         libraries=vega.libraries(vega.version(told.drawn[0].spec)) if told.drawn else "",
         embed_options=vega.json_for_script(vega.EMBED_OPTIONS),
         ink=INK,
@@ -63,12 +67,13 @@ def page(told: Content) -> str:
     )
 
 
-def _chart(drawn: Drawn) -> _Chart:
+def _chart(told: Content, drawn: Drawn, still: bool) -> _Chart:
     picture = base64.b64encode(drawn.svg.encode()).decode()
     return _Chart(
         anchor=f"figure-{drawn.name}",
         title=drawn.title,
         reason=drawn.reason,
-        svg=f"data:image/svg+xml;base64,{picture}",
+        svg=f"data:image/svg+xml;base64,{picture}" if still else "",
         spec=vega.json_for_script(drawn.spec),
+        file=told.path_of(drawn),
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from analysis.figures.cells import listed
 from analysis.report.table import MISSING, NUMBER, Cell, Noted, Table
@@ -130,23 +128,19 @@ def _figures(told: Content) -> Iterator[str]:
     if shared or charted:
         yield "## Figures"
     for drawn in shared:
-        yield _not_drawn(drawn) if drawn.reason else f"![{escaped(drawn.title)}]({_path(told, drawn)})"
+        yield _not_drawn(drawn) if drawn.reason else f"![{escaped(drawn.title)}]({told.path_of(drawn)})"
     if charted:
         yield "\n".join(f"- {escaped(one.trial.id)}: {_links(told, own)}" for one, own in charted)
 
 
 def _links(told: Content, own: Sequence[Drawn]) -> str:
     """Return a trial's charts by the names of their figures, then why others are not drawn."""
-    links = [f"[{drawn.figure}]({_path(told, drawn)})" for drawn in own if not drawn.reason]
+    links = [f"[{drawn.figure}]({told.path_of(drawn)})" for drawn in own if not drawn.reason]
     return "; ".join([*([", ".join(links)] if links else []), *(_not_drawn(drawn) for drawn in own if drawn.reason)])
 
 
 def _not_drawn(drawn: Drawn) -> str:
     return f"{escaped(drawn.title)} not drawn: {escaped(drawn.reason or '')}"
-
-
-def _path(told: Content, drawn: Drawn) -> str:
-    return quote(os.path.relpath(drawn.files["png"], told.run.path).replace(os.sep, "/"))
 
 
 def _places(told: Content) -> Iterator[str]:

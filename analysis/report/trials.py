@@ -21,7 +21,7 @@ _AGREEMENT = {True: ("=", 0, "agree"), False: ("≠", 1, "differ"), None: ("?", 
 
 
 @dataclass(frozen=True)
-class One:
+class Entry:
     """What the report tells of a trial beside its row: `facts` are keys and texts, `logs` names and last lines."""
 
     trial: Trial
@@ -35,11 +35,11 @@ class One:
 
 
 @dataclass(frozen=True)
-class CellOfRun:
+class Repeats:
     """The trials of one combination of axis values: repeats of the same."""
 
     label: str
-    trials: Sequence[One]
+    trials: Sequence[Entry]
 
     @property
     def told(self) -> str:
@@ -48,10 +48,10 @@ class CellOfRun:
         return count_text(len(self.trials), "trial") + (f", {bad} not valid" if bad else "")
 
 
-def one(trial: Trial, phases: Sequence[Mapping[str, Any]]) -> One:
+def entry(trial: Trial, phases: Sequence[Mapping[str, Any]]) -> Entry:
     """Return what there is to tell of a trial; `phases` are its rows of the summary for measured phases."""
     trouble = trial.record.get("trouble")
-    return One(
+    return Entry(
         trial=trial,
         anchor=table.anchor(trial.slug),
         command=command(trial.record["command"]) if trial.record.get("command") else None,
@@ -63,13 +63,13 @@ def one(trial: Trial, phases: Sequence[Mapping[str, Any]]) -> One:
     )
 
 
-def by_cell(run: Run, ones: Sequence[One]) -> list[CellOfRun]:
+def by_cell(run: Run, entries: Sequence[Entry]) -> list[Repeats]:
     """Return the trials by cell, cells and repeats in plan order."""
     axes = varying(run.published)
-    found: dict[str, list[One]] = {}
-    for own in ones:
+    found: dict[str, list[Entry]] = {}
+    for own in entries:
         found.setdefault(label(own.trial.cell, axes), []).append(own)
-    return [CellOfRun(name, own) for name, own in found.items()]
+    return [Repeats(name, own) for name, own in found.items()]
 
 
 def _facts(trial: Trial) -> list[tuple[str, str]]:

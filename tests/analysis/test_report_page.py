@@ -16,6 +16,7 @@ import pytest
 
 from analysis import draw_run, load_run
 from analysis.advice import advice
+from analysis.figures import Drawn
 from analysis.findings import NOT_TESTABLE, findings
 from analysis.logs import tail
 from analysis.profile import read_profile
@@ -253,6 +254,11 @@ def test_commands_can_be_copied(bare: Page) -> None:
     assert "name: quickstart  # as it was" in bare.text
 
 
+def chart(run: Path, trial: str | None) -> Drawn:
+    files = {"png": run / "figures" / f"sizes-{trial} 1.png"}
+    return Drawn("sizes", f"sizes-{trial}", "Sizes", trial, None, {"mark": "bar"}, "<svg/>", files, ())
+
+
 def sections(page: Page) -> list[Attributes]:
     return [
         attributes for tag, attributes in page.tags if tag == "details" and "trial" in (attributes.get("class") or "")
@@ -265,7 +271,12 @@ def test_sections_of_many_trials_are_closed(tmp_path: Path, bare: Page) -> None:
     (tmp_path / "run.json").write_text('{"schema_version": 1}')
     for number in range(9):
         write_record(tmp_path / "trials" / f"t{number}", id=f"x={number % 3},rep={number}", cell={"x": number % 3})
-    page = read(tmp_path)
+    run = load_run(tmp_path)
+    drawn = [chart(tmp_path, trial) for trial in (None, *(one.slug for one in run.published))]
+    page = Page.read(write_report(run, drawn)["html"])
+    assert [tag for tag, _ in page.tags].count("img") == 1
+    assert "figures/sizes-t0%201.png" in {attributes.get("href") for _, attributes in page.tags}
+    assert sum(script == '{"mark":"bar"}' for script in page.scripts) == 1 + 9
     assert len(sections(page)) == 9
     assert not any("open" in attributes for attributes in sections(page))
     assert page.text.index("x=0,rep=6", page.text.index("Trial by trial")) < page.text.rindex("x=1,rep=1")
