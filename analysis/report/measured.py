@@ -9,7 +9,6 @@ from typing import Any
 from analysis import ceiling
 from analysis.figures.cells import listed
 from analysis.figures.roles import label as role_label
-from analysis.metrics import WHOLE
 from analysis.profile import read_profile
 from analysis.report import table
 from analysis.report.table import NOTHING, NUMBER, Cell, Column, Noted, Row, Table
@@ -49,6 +48,8 @@ _ENGINE = {
     "Peak memory": {"peak_gpu_memory_bytes": "GPU", "peak_host_memory_bytes": "process", "memory_peak_bytes": "cgroup"},
     "Memory limit": {"memory_limit_bytes": "cgroup", "oom_kills": "OOM kills"},
 }
+#: A phase in which less than this share of the bytes moved tells nothing of how close a job came to the ceiling.
+_TELLING = 0.01
 _ABOVE = (
     "Shares above 100 % of the ceiling: fio measured less than the drive can do, as its file lay on other blocks, a "
     "cache within the drive helped the job, or the rounds of the ceiling differed by as much."
@@ -58,13 +59,14 @@ _ROLE = re.compile(r"role\.(.+)_(?:read|write)_bytes")
 
 def metrics(run: Run, summary: Rows) -> Noted:
     """Return what was measured in each trial's whole window, a row for reads and one for writes."""
-    told = read_profile(run).to_dicts() if run.published else []
-    whole = {(row["slug"], row["op"]): row for row in told if row["phase"] == WHOLE}
+    told: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in read_profile(run).to_dicts() if run.published else []:
+        told.setdefault((row["slug"], row["op"]), []).append(row)
     rows, silent = [], []
     for place, trial in enumerate(run.published):
-        own = [(op, whole.get((trial.slug, op), {})) for op in _OPERATIONS]
-        own = [(op, row) for op, row in own if any(row.get(name) is not None for _, _, name, _ in _PROFILE)]
-        rows += [_metrics_row(trial, place, op, row, summary[trial.slug][1:]) for op, row in own]
+        own = [told.get((trial.slug, op), []) for op in _OPERATIONS]
+        own = [spans for spans in own if any(spans[0].get(name) is not None for _, _, name, _ in _PROFILE)]
+        rows += [_metrics_row(trial, place, spans, summary[trial.slug][1:]) for spans in own]
         silent += [] if own else [trial.id]
     columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
     columns += [Column(label, group, NUMBER) for group, label, _, _ in _PROFILE]
@@ -77,26 +79,42 @@ def metrics(run: Run, summary: Rows) -> Noted:
     return Noted(found, notes)
 
 
-def _metrics_row(trial: Trial, place: int, op: str, row: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> Row:
-    cells = [table.trial_cell(trial, place), table.verdict(trial.state), Cell(op)]
+def _metrics_row(
+    trial: Trial, place: int, spans: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]]
+) -> Row:
+    """Return the row of an operation; `spans` are its rows of the profile, the whole window first, `phases` the
+    summary's for measured phases."""
+    whole = spans[0]
+    cells = [table.trial_cell(trial, place), table.verdict(trial.state), Cell(whole["op"])]
     for _, _, name, cell in _PROFILE:
-        none = row.get("requests") == 0 and _OF_REQUESTS.match(name)
-        cells.append(Cell(NOTHING, told="no requests") if none else cell(row.get(name)))
-    return Row((*cells, *_against_ceiling(trial, op, row, phases)))
+        none = whole.get("requests") == 0 and _OF_REQUESTS.match(name)
+        cells.append(Cell(NOTHING, told="no requests") if none else cell(whole.get(name)))
+    return Row((*cells, *_against_ceiling(trial, spans, phases)))
 
 
-def _against_ceiling(trial: Trial, op: str, row: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> list[Cell]:
+def _against_ceiling(
+    trial: Trial, spans: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]]
+) -> list[Cell]:
     """Return the ceiling of an operation, the share of it that the whole window reached, and the busiest phase's."""
     top = ceiling.ceiling_of(trial)
     if top is None:
         return [Cell(UNKNOWN)] * 3
-    best = ceiling.busiest(phases, op, top)
-    share = row.get("ceiling_share")
+    op, share = spans[0]["op"], spans[0].get("ceiling_share")
+    best = ceiling.busiest(phases, op, top) or _busiest(spans)
     return [
         table.number(top.gib_s[op]),
         Cell(ceiling.percent(share), share),
         Cell(UNKNOWN) if best is None else Cell(f"{ceiling.percent(best[1])} ({best[0]})", best[1]),
     ]
+
+
+def _busiest(spans: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Return name and share of the phase that came closest to the ceiling, of those in which more than next to nothing
+    moved: for a job whose phases do not tell their bytes."""
+    least = _TELLING * (spans[0]["bytes"] or 0)
+    own = [row for row in spans if row["phases"] and row["ceiling_share"] and row["bytes"] >= least]
+    best = max(own, key=lambda row: row["ceiling_share"], default=None)
+    return None if best is None else (best["phase"], best["ceiling_share"])
 
 
 def roles(run: Run, summary: Rows, names: Sequence[str]) -> Table:

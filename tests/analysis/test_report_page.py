@@ -22,7 +22,16 @@ from analysis.logs import tail
 from analysis.profile import read_profile
 from analysis.report import write_report
 from analysis.vega import json_for_script, page
-from tests.analysis.made_run import MIB, made_ceiling, make_run, request_row, write_record, write_requests
+from tests.analysis.made_run import (
+    MIB,
+    made_ceiling,
+    make_run,
+    phase_row,
+    request_row,
+    write_phases,
+    write_record,
+    write_requests,
+)
 
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>&\u2028{{ 7*7 }}<!--"
 
@@ -230,6 +239,22 @@ def test_a_share_above_the_ceiling_is_explained(run: Path, tmp_path: Path) -> No
         path.write_text(json.dumps(json.loads(path.read_text()) | {"ceiling": made_ceiling(0.001, 0.001)}))
     (copy / "metrics.parquet").unlink(missing_ok=True)
     assert "Shares above 100 % of the ceiling: fio measured less" in read(copy).text
+
+
+def test_the_busiest_phase_is_one_in_which_much_moved(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"schema_version": 1}')
+    folder, second = tmp_path / "trials" / "a", 10**9
+    tracer = {"name": "made", "begin_ns": 0, "end_ns": 4 * second}
+    write_record(folder, tracer=tracer, ceiling=made_ceiling(2.0, 2.0))
+    rows = [request_row(10, second // 2, "read", 1024 * MIB), request_row(2 * second, 2 * second + 9, "read", MIB)]
+    write_requests(folder / "requests.parquet", rows)
+    write_phases(
+        folder / "phases.parquet",
+        [phase_row("decode", 0, second), phase_row("drain", 2 * second, 2 * second + 10_000)],
+    )
+    read_row, write_row = table(read(tmp_path), "Ceiling window").body
+    assert [cell.text for cell in read_row.cells[-2:]] == ["13 %", "50 % (decode)"]
+    assert [cell.text for cell in write_row.cells[-2:]] == ["0.0 %", "unknown"]
 
 
 def test_findings_and_advice_are_told_with_their_trials(run: Path, bare: Page) -> None:
