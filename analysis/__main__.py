@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis",
         description="Draw the figures and the report of a run again. "
         "Each figure is saved as HTML (interactive), SVG, PDF and PNG under RUN/figures.",
-        epilog="example: python -m analysis results/quickstart --figures fig2,sizes",
+        epilog="examples: python -m analysis results/quickstart --figures fig2,sizes; "
+        "python -m analysis results/fig5 --figures metric:tokens_per_s@batch_size (any measure against any axis, "
+        "see docs/figures.md)",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a sweep's folder (its latest run is taken)")
     parser.add_argument(

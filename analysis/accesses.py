@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,17 @@ class _Room:
 
 def _room(path: Path) -> _Room:
     sectors, sizes, devices = (value_range(path, name) for name in ("sector", "bytes", "dev"))
-    if sectors and sizes and devices and devices[0] == devices[1] and sectors[0] >= 0:
-        if sectors[1] - sectors[0] + sizes[1] // SECTOR_BYTES + 1 < np.iinfo(np.uint32).max:
-            return _Room(sectors[0], np.uint32)
-    return _Room(0, np.int64)
+    if not (sectors and sizes and devices) or devices[0] != devices[1] or sectors[0] < 0:
+        return _Room(0, np.int64)
+    extent = sectors[1] - sectors[0] + sizes[1] // SECTOR_BYTES + 1
+    return _Room(sectors[0], np.uint32) if extent < np.iinfo(np.uint32).max else _Room(0, np.int64)
 
 
 def _covers(path: Path, read: Callable[[Path], Iterator[Located]], label: Labels) -> Iterator[dict[int, _Cover]]:
     """Yield the reads and writes by label, for one part of the sectors after the other."""
     room = _room(path)
     cuts = _cuts(path, room) if row_count(path) > room.most else [0, _END]
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+    for low, high in pairwise(cuts):
         covers: dict[int, _Cover] = {}
         held = 0
         for part, op, chosen, begin, end in _placed(path, read, room):

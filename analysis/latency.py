@@ -22,12 +22,12 @@ _BUCKETS = (62 << 9) + 1
 class Latencies:
     """Latencies in ns, or other whole numbers from 0, added in pieces.
 
-    Percentiles are nearest-rank. Count, mean and maximum are always exact.
+    Percentiles are nearest-rank. Count, mean and maximum are exact however many there are, below 2^53.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum = 0
+        self._sum = 0.0
         self._largest = 0
         self._parts: list[Array] = []
         self._sorted = False
@@ -39,7 +39,7 @@ class Latencies:
             return
         values = np.maximum(values, 0)
         self.count += values.size
-        self._sum += int(values.sum())
+        self._sum += float(values.sum(dtype=np.float64))
         self._largest = max(self._largest, int(values.max()))
         self._keep([values])
 

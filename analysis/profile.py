@@ -112,7 +112,7 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
     - `footprint_bytes`: distinct sectors touched, times 512. `accesses_mean`: bytes over footprint.
     - `ceiling_share`: bandwidth over what fio reached (`analysis.ceiling`). `expected_*`: of the whole window.
     - `gpu_busy_share`, `iowait_share`: means of the samples in the span, of all GPUs, of the CPUs. `io_stalled_s`: how
-      long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of the span.
+      long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of it.
     """
     trial = load_trial(trial_dir)
     told = spans(trial_dir)
@@ -141,8 +141,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
 def read_profile(run: Run) -> pl.DataFrame:
     """Return the profiles of all trials of a run, in plan order.
 
-    They are kept in the run's `metrics.parquet`; trials that it lacks in their attempt are computed and added, where the
-    folder can be written to.
+    They are kept in the run's `metrics.parquet`; trials that it lacks in their attempt are computed, and added where
+    the folder can be written to.
     """
     stored = stored_rows(run.path / FILE, _COLUMNS)
     rows: list[Mapping[str, Any]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -176,13 +177,12 @@ def by_class(classes: Array, *columns: Array) -> Iterator[tuple[int, tuple[Array
     """Yield the rows of each class, in their order; `classes` is as long as the columns, or one for all rows."""
     if not columns[0].size:
         return
-    if classes.size == 1 or classes[0] == classes[-1] and not np.any(classes != classes[0]):
+    if classes.size == 1 or (classes[0] == classes[-1] and not np.any(classes != classes[0])):
         yield int(classes[0]), columns
         return
     order = np.argsort(classes.astype(np.uint16) if classes.max() < 1 << 16 else classes, kind="stable")
     classes = classes[order]
     columns = tuple(column[order] for column in columns)
     bounds = [0, *(np.flatnonzero(np.diff(classes)) + 1).tolist(), classes.size]
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         yield int(classes[first]), tuple(column[first:last] for column in columns)
-

@@ -19,7 +19,8 @@ from analysis.schema import OPERATIONS, recorded_events
 Array = npt.NDArray[np.int64]
 T = TypeVar("T")
 
-BATCH_ROWS = 1 << 18
+#: A column of so many rows stays in a processor's cache while it is worked on.
+BATCH_ROWS = 1 << 17
 #: Stands for a null time: monotonic clocks are never negative.
 NEVER = -1
 
@@ -156,7 +157,7 @@ def value_range(path: Path, column: str) -> tuple[Any, Any] | None:
 
 def row_count(path: Path) -> int:
     """Return how many rows the file has."""
-    return _metadata(path).num_rows
+    return int(_metadata(path).num_rows)
 
 
 def _metadata(path: Path) -> pq.FileMetaData:
@@ -180,7 +181,9 @@ def _statistics(metadata: pq.FileMetaData, column: str) -> list[pq.Statistics | 
     names = [metadata.schema.column(place).name for place in range(metadata.num_columns)]
     if column not in names:
         return []
-    return [metadata.row_group(group).column(names.index(column)).statistics for group in range(metadata.num_row_groups)]
+    return [
+        metadata.row_group(group).column(names.index(column)).statistics for group in range(metadata.num_row_groups)
+    ]
 
 
 def _names(column: pa.DictionaryArray) -> tuple[str, ...]:

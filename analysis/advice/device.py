@@ -91,9 +91,9 @@ def shallow_queue(evidence: Evidence) -> Seen:
     "split-readahead",
     "Buffered reads are split",
     "{share} of the bytes read {span} came through readahead, in windows of up to {window} that the device's limit of "
-    "{limit} splits into up to {pieces} requests; {odd} of these reads are smaller than the limit (readahead stops at "
-    "pages that memory still has and at the ends of files). Direct I/O asks for whole requests; with buffered reads "
-    "compare storage.queue.read_ahead_kb, which sets the window.",
+    "{limit} splits into up to {pieces} requests; {odd} of these reads are smaller than the limit (readahead begins "
+    "small, and stops at pages that memory still has and at ends of files). Direct I/O asks for whole requests; with "
+    "buffered reads compare storage.queue.read_ahead_kb, which sets the window.",
 )
 def split_readahead(evidence: Evidence) -> Seen:
     window, limit = evidence.queue_limit("read_ahead_kb"), evidence.queue_limit("max_sectors_kb")

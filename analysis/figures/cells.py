@@ -26,13 +26,18 @@ def left_out(run: Run, trials: Sequence[Trial]) -> str:
     parts = []
     bad = [trial.id for trial in trials if trial.state != "valid"]
     if bad:
-        parts.append(f"{count_text(len(bad), 'trial')} not valid, left out: {listed(bad)}.")
+        parts.append(f"{count_text(len(bad), 'trial')} not valid, left out: {_listed(bad)}.")
     if run.missing:
         parts.append(f"{len(run.missing)} of {len(run.plan)} planned trials have no result.")
     return " ".join(parts)
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """Return the first names, and how many more there are."""
+def _listed(names: Sequence[str], most: int = 4) -> str:
     more = len(names) - most
     return "; ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def repeats_text(counts: Sequence[int]) -> str:
+    """Return of how many repeats means are, where `counts` are those of the cells: `n = 1 to 3 repeats`."""
+    least, most = min(counts), max(counts)
+    return f"n = {least if least == most else f'{least} to {most}'} repeat{'' if most == 1 else 's'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -73,7 +74,7 @@ def distribution(spread: DepthTime, top: int) -> alt.LayerChart:
     edges = sorted({*edges})
     total = spread.total_ns or 1
     held = np.concatenate((spread.time_ns, np.zeros(edges[-1], np.int64)))
-    values = [_bar(first, last, int(held[first:last].sum()) / total) for first, last in zip(edges, edges[1:])]  # noqa: B905
+    values = [_bar(first, last, int(held[first:last].sum()) / total) for first, last in pairwise(edges)]
     names = [value["depth"] for value in values]
     x = alt.X("depth:N", title="Requests in flight", sort=names, axis=alt.Axis(labelAngle=0, grid=False))
     y = alt.Y("percent:Q", title="Time (%)", scale=alt.Scale(domain=[0, 112], nice=False))
@@ -113,8 +114,6 @@ def _described(found: Depths) -> list[str]:
         return [told, "None was in flight at any time."]
     total_s = (found.end_ns - found.begin_ns) / NS_PER_S
     within = f"; {number_text((spread.mean() or 0.0) / busy)} while there was any" if busy < 1 else ""
-    return [
-        told,
-        f"Mean over time {number_text(spread.mean() or 0.0)}{within}; 99 % of the time at most {spread.percentile(0.99):,}; "
-        f"never more than {spread.maximum():,}. Busy {share_text(busy)} of {duration_text(total_s)}.",
-    ]
+    most = f"99 % of the time at most {spread.percentile(0.99):,}; never more than {spread.maximum():,}"
+    mean = f"Mean over time {number_text(spread.mean() or 0.0)}{within}"
+    return [told, f"{mean}; {most}. Busy {share_text(busy)} of {duration_text(total_s)}."]

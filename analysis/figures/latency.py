@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from analysis.units import count_text, latency_text
 NAME = "latency"
 TITLE = "Latency, issue to completion"
 
-_HEIGHT, _ROW = 250, 17
+_HEIGHT, _BESIDE_HEIGHT, _ROW, _GAP = 250, 170, 17, 44
 #: What is marked on a line, by its name in words, with the shape of the mark.
 _MARKED = {"p50": "circle", "p99": "diamond", "p99.9": "triangle-up"}
 #: Shares of the requests at which a line has a corner: even steps, and ever finer ones towards the slowest.
@@ -43,7 +45,9 @@ def charts(run: Run) -> Iterator[Panel]:
 def chart(trial: Trial, spread: Spread, ends: tuple[float, float]) -> alt.TopLevelMixin:
     """Return the chart of one trial; `ends` (µs) are those of the axis."""
     parts: list[theme.View] = [cumulative(spread, ends), table(spread)]
-    return theme.finished(theme.stack(parts), theme.named(TITLE, trial), [_described(trial, spread)], theme.alarm(trial))
+    return theme.finished(
+        theme.stack(parts), theme.named(TITLE, trial), [_described(trial, spread)], theme.alarm(trial)
+    )
 
 
 def cumulative(spread: Spread, ends: tuple[float, float]) -> alt.LayerChart:
@@ -51,7 +55,7 @@ def cumulative(spread: Spread, ends: tuple[float, float]) -> alt.LayerChart:
     operations = [op for op in DATA if spread[op].count]
     scale = alt.Scale(domain=operations, range=[theme.OPERATIONS[op] for op in operations])
     legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260)
-    x = alt.X("latency:Q", title="Latency (µs)", scale=_log(ends), axis=_log_axis())
+    x = alt.X("latency:Q", title="Latency", scale=_log(ends), axis=_log_axis(ends, (1, 2, 5)))
     y = alt.Y("percent:Q", title="Requests (%)", scale=alt.Scale(domain=[0, 103], nice=False))
     tooltip = [
         alt.Tooltip("op:N", title="Operation"),
@@ -61,7 +65,9 @@ def cumulative(spread: Spread, ends: tuple[float, float]) -> alt.LayerChart:
     corners = [corner for op in operations for corner in _corners(op, spread[op])]
     lines = alt.Chart(alt.InlineData(values=corners)).mark_line(strokeWidth=1.8, clip=True)
     marks = [mark for op in operations for mark in _marks(spread[op], op=op)]
-    points = alt.Chart(alt.InlineData(values=marks)).mark_point(filled=True, size=75, opacity=1, stroke="white")
+    points = alt.Chart(alt.InlineData(values=marks)).mark_point(
+        filled=True, size=95, opacity=1, stroke="white", strokeWidth=0.8
+    )
     axis = alt.Axis(values=[0, 25, 50, 75, 100])
     colour = alt.Color("op:N", title=None, scale=scale)
     layers = [
@@ -116,8 +122,13 @@ def _log(ends: tuple[float, float]) -> alt.Scale:
     return alt.Scale(type="log", domain=list(ends), nice=False)
 
 
-def _log_axis(labels: int = 12) -> alt.Axis:
-    return alt.Axis(format="~r", tickCount=labels, labelOverlap=True, labelFlush=False, grid=True)
+def _log_axis(ends: tuple[float, float], digits: Sequence[int]) -> alt.Axis:
+    """Return an axis with a rule at these digits of every power of ten, labelled as people read times."""
+    powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
+    at = [digit * 10.0**power for power in powers for digit in digits if ends[0] <= digit * 10.0**power <= ends[1]]
+    text = "datum.value >= 1e6 ? format(datum.value / 1e6, '~r') + ' s' : datum.value >= 1e3 ? "
+    text += "format(datum.value / 1e3, '~r') + ' ms' : format(datum.value, '~r') + ' µs'"
+    return alt.Axis(values=at, labelExpr=text, labelOverlap=True, labelFlush=False, grid=True)
 
 
 def _shape() -> alt.Shape:
@@ -151,54 +162,87 @@ def _described(trial: Trial, spread: Spread) -> str:
     device = trial.section("device").get("name") or "unknown"
     close = any(own.count > EXACT_VALUES for own in spread.values())
     about = " Percentiles of so many are within 0.1 %." if close else ""
-    return f"{counts} on device {device}, from the block layer's issue to its completion, without time in queues.{about}"
+    return f"{counts} on device {device}, from issue to completion; the wait in a scheduler comes before.{about}"
 
 
 def _compared(run: Run, spreads: Tried[Spread]) -> alt.TopLevelMixin | None:
-    """Return the percentiles of the cells of valid trials, repeats taken together; None where there is one cell."""
+    """Return the distributions of the cells of valid trials, repeats taken together; None where there is one cell."""
     axes = varying(run.published)
     cells: dict[str, dict[str, Latencies]] = {}
-    repeats: dict[str, int] = {}
-    for trial in run.published:
-        try:
-            spread = spreads.of(trial) if trial.state == "valid" else None
-        except CannotDraw:
-            spread = None
-        if spread is not None:
+    repeats: Counter[str] = Counter()
+    valid = [trial for trial in run.published if trial.state == "valid"]
+    for trial in valid:
+        if spreads.has(trial):
             name = label(trial.cell, axes)
             own = cells.setdefault(name, {op: Latencies() for op in DATA})
-            repeats[name] = repeats.get(name, 0) + 1
+            repeats[name] += 1
             for op in DATA:
-                own[op].merge(spread[op])
-    operations = [op for op in DATA if any(own[op].count for own in cells.values())]
+                own[op].merge(spreads.of(trial)[op])
     if len(cells) < 2:
         return None
-    ends = _ends(list(cells.values()))
-    width = (theme.WIDTH - 26 * (len(operations) - 1)) // len(operations)
-    drawn = [_ranges(cells, op, ends, width, op == operations[0]) for op in operations]
     n = sorted(repeats.values())
     of = f"{n[0]}" if n[0] == n[-1] else f"{n[0]} to {n[-1]}"
     taken = "the requests of all repeats of a cell together" if n[-1] > 1 else "one repeat of each cell"
+    without = len(valid) - sum(n)
     lines = [f"{taken.capitalize()} (n = {of}), the whole traced window.", left_out(run, run.published)]
-    return theme.finished(alt.hconcat(*drawn, spacing=26), f"{TITLE}: by cell", [line for line in lines if line])
+    lines += [f"No latencies of {count_text(without, 'valid trial')}."] if without else []
+    return theme.finished(_beside(cells), f"{TITLE}: by cell", [line for line in lines if line])
 
 
-def _ranges(
-    cells: Mapping[str, Spread], op: str, ends: tuple[float, float], width: int, first: bool
-) -> alt.LayerChart:
+def _beside(cells: Mapping[str, Spread]) -> alt.VConcatChart | alt.HConcatChart:
+    """Return reads and writes beside each other: a line per cell, if they are few, above a row for each."""
+    operations = [op for op in DATA if any(own[op].count for own in cells.values())]
+    held = [one for own in cells.values() for one in own.values() if one.count]
+    ends = min(one.percentile(0.01) or 1 for one in held) / 1100, max(one.percentile(0.999) or 1 for one in held) / 700
+    width = (theme.WIDTH - _GAP * (len(operations) - 1)) // len(operations)
+    rows = alt.hconcat(*(_ranges(cells, op, ends, width, op == operations[0]) for op in operations), spacing=_GAP)
+    if len(cells) > len(theme.CELLS):
+        return rows
+    lines = alt.hconcat(*(_lines(cells, op, ends, width, op == operations[0]) for op in operations), spacing=_GAP)
+    both: alt.VConcatChart = alt.vconcat(lines, rows, spacing=14).resolve_legend(
+        color="independent", shape="independent"
+    )
+    return both
+
+
+def _lines(cells: Mapping[str, Spread], op: str, ends: tuple[float, float], width: int, first: bool) -> alt.Chart:
+    """Return the share of one operation's requests that took at most so long, a line per cell."""
+    names = list(cells)
+    values = [row | {"cell": name} for name in names if cells[name][op].count for row in _corners(op, cells[name][op])]
+    scale = alt.Scale(domain=names, range=list(theme.CELLS[: len(names)]))
+    legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolSize=260, columns=2)
+    # only the first has labels: so it stands above its row of percentiles, as the other does
+    axis = alt.Axis(values=[0, 25, 50, 75, 100], labels=first, ticks=first, domain=first)
+    y = alt.Y("percent:Q", title="Requests (%)" if first else None, scale=alt.Scale(domain=[0, 103], nice=False))
+    tooltip = [alt.Tooltip("cell:N", title="Cell"), alt.Tooltip("percent:Q", title="Requests (%)", format=".4~f")]
+    drawn: alt.Chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_line(strokeWidth=1.8, clip=True)
+        .encode(
+            x=alt.X("latency:Q", title=f"{op.capitalize()} latency", scale=_log(ends), axis=_log_axis(ends, (1, 3))),
+            y=y.axis(axis),
+            color=alt.Color("cell:N", title=None, scale=scale, legend=legend if first else None),
+            tooltip=[*tooltip, alt.Tooltip("text:N", title="Took at most")],
+        )
+        .properties(width=width, height=_BESIDE_HEIGHT)
+    )
+    return drawn
+
+
+def _ranges(cells: Mapping[str, Spread], op: str, ends: tuple[float, float], width: int, first: bool) -> alt.LayerChart:
     """Return a row per cell: a line from the median to the 99.9th percentile of one operation, with marks."""
     rows = list(cells)
     marks = [mark for name, own in cells.items() if own[op].count for mark in _marks(own[op], cell=name)]
     axis = alt.Axis(labelLimit=300, ticks=False, domain=False, grid=True) if first else None
-    x = alt.X("latency:Q", title=f"{op.capitalize()} latency (µs)", scale=_log(ends), axis=_log_axis(6))
+    x = alt.X("latency:Q", title=f"{op.capitalize()} latency", scale=_log(ends), axis=_log_axis(ends, (1, 3)))
     base = alt.Chart(alt.InlineData(values=marks)).encode(
         y=alt.Y("cell:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=axis)
     )
     colour = theme.OPERATIONS[op]
     tooltip = [alt.Tooltip("cell:N", title="Cell"), alt.Tooltip("mark:N"), alt.Tooltip("text:N", title="Took at most")]
-    points = base.mark_point(filled=True, size=75, opacity=1, color=colour, stroke="white")
+    points = base.mark_point(filled=True, size=95, opacity=1, stroke="white", strokeWidth=0.8)
     layers = [
         base.mark_line(color=colour, strokeWidth=2, opacity=0.5).encode(x=x, detail="cell:N"),
-        points.encode(x=x, shape=_shape(), tooltip=tooltip),
+        points.encode(x=x, shape=_shape(), color=alt.value(colour), tooltip=tooltip),
     ]
     return alt.LayerChart(layer=layers).properties(width=width, height=26 * len(rows))

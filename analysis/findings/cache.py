@@ -8,7 +8,7 @@ from dataclasses import replace
 from analysis.attribution import DATA
 from analysis.evidence import Evidence
 from analysis.findings import passes, sizes
-from analysis.findings.finding import Finding, Judged, agreed, by_cell, finding, ranged, span, untested
+from analysis.findings.finding import Finding, Judged, Statement, agreed, ranged, span
 from analysis.run import Run
 from analysis.units import GIB, MIB, bytes_text, number_text, share_text
 from analysis.workload import has_cache_on_disk
@@ -17,68 +17,80 @@ from analysis.workload import has_cache_on_disk
 PUBLISHED_READ_GIB_S, PUBLISHED_WRITE_MIB_S = 2.0, 11.0
 #: `Far above` is an order of magnitude; the study's are two apart.
 FAR_ABOVE = 10.0
+_SWEEPS = "conf/fig5.yaml or conf/fig6.yaml"
 _PUBLISHED = f"Published: {PUBLISHED_READ_GIB_S} GiB/s read and {PUBLISHED_WRITE_MIB_S} MiB/s written, "
 _PUBLISHED += f"{number_text(PUBLISHED_READ_GIB_S * GIB / (PUBLISHED_WRITE_MIB_S * MIB))} times as much."
 
 
 def reads_and_writes(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that the KV cache is both read and written."""
-    code, claim = "kv-reads-and-writes", "KV cache offloading both reads and writes"
-    own = _own(told)
-    able = [one for one in own if all(one.moved(op) is not None for op in DATA)]
-    if not able:
-        return untested(run, code, claim, _missing(own, "traced what it moved"))
-    return finding(run, code, claim, by_cell(run, able, _both), _slugs(able))
+    return _tested(
+        run,
+        told,
+        Statement(
+            "kv-reads-and-writes",
+            "KV cache offloading both reads and writes",
+            lambda one: all(one.moved(op) is not None for op in DATA),
+            _both,
+            "none traced what it moved",
+            _SWEEPS,
+        ),
+    )
 
 
 def requests_of_128_kib(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that requests of 128 KiB are most of the requests, and of the bytes."""
-    code, claim = "kv-128k", "KV cache offloading is dominated by requests of 128 KiB"
-    own = _own(told)
-    able = [one for one in own if sizes.sizes(one, DATA) is not None and sizes.possible(one)]
-    if not able:
-        return untested(run, code, claim, _missing(own, "traced requests on a device that takes 128 KiB"))
-    cells = by_cell(run, able, lambda cell, repeats: sizes.judged(cell, repeats, DATA, "requests"))
-    return finding(run, code, claim, cells, _slugs(able))
+    return _tested(
+        run,
+        told,
+        Statement(
+            "kv-128k",
+            "KV cache offloading is dominated by requests of 128 KiB",
+            lambda one: sizes.sizes(one, DATA) is not None and sizes.possible(one),
+            lambda cell, repeats: sizes.judged(cell, repeats, DATA, "requests"),
+            "none recorded single requests on a device that takes 128 KiB",
+            _SWEEPS,
+        ),
+    )
 
 
 def reads_far_above_writes(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that reads are at least ten times the writes, and tell both beside the published values."""
-    code, claim = "kv-reads-above-writes", "KV cache offloading reads far more than it writes"
-    own = _own(told)
-    able = [one for one in own if all(one.gib_s(op) for op in DATA)]
-    if not able:
-        return untested(run, code, claim, _missing(own, "traced both reads and writes"))
-    found = finding(run, code, claim, by_cell(run, able, _apart), _slugs(able))
-    numbers = {"published read (GiB/s)": PUBLISHED_READ_GIB_S, "published written (MiB/s)": PUBLISHED_WRITE_MIB_S}
-    return replace(found, numbers={**found.numbers, **numbers})
+    found = _tested(
+        run,
+        told,
+        Statement(
+            "kv-reads-above-writes",
+            "KV cache offloading reads far more than it writes",
+            lambda one: all(one.gib_s(op) for op in DATA),
+            _apart,
+            "none traced both reads and writes",
+            _SWEEPS,
+        ),
+    )
+    published = {"published read (GiB/s)": PUBLISHED_READ_GIB_S, "published written (MiB/s)": PUBLISHED_WRITE_MIB_S}
+    return replace(found, numbers={**found.numbers, **published}) if found.numbers else found
 
 
 def whole_cache_each_step(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that the drive delivered the whole cache in every decode step."""
-    code, claim = "kv-whole-step", "Each decode step reads the whole KV cache from the drive"
-    own = _own(told)
-    able = [one for one in own if passes.share(one) is not None]
-    if not able:
-        return untested(
-            run, code, claim, _missing(own, "knows both the bytes read and those that its steps should have")
-        )
-    return finding(run, code, claim, by_cell(run, able, passes.judged), _slugs(able))
+    return _tested(
+        run,
+        told,
+        Statement(
+            "kv-whole-step",
+            "Each decode step reads the whole KV cache from the drive",
+            lambda one: passes.share(one) is not None,
+            passes.judged,
+            "none knows both the bytes read and those that its steps should have",
+            _SWEEPS,
+        ),
+    )
 
 
-def _own(told: Sequence[Evidence]) -> list[Evidence]:
-    return [one for one in told if one.trial.state == "valid" and has_cache_on_disk(one.trial)]
-
-
-def _slugs(own: Sequence[Evidence]) -> list[str]:
-    return [one.trial.slug for one in own]
-
-
-def _missing(own: Sequence[Evidence], lacked: str) -> str:
-    if not own:
-        return "No valid trial has its KV cache on the drive. Run conf/fig5.yaml or conf/fig6.yaml."
-    how = "Run conf/fig5.yaml with a tracer of single requests (trace.tracer=auto)."
-    return f"None of the valid trials with their KV cache on the drive ({len(own)}) {lacked}. {how}"
+def _tested(run: Run, told: Sequence[Evidence], statement: Statement) -> Finding:
+    own = [one for one in told if one.trial.state == "valid" and has_cache_on_disk(one.trial)]
+    return statement.tested(run, own, "its KV cache on the drive")
 
 
 def _both(cell: str, repeats: Sequence[Evidence]) -> Judged:

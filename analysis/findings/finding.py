@@ -47,10 +47,17 @@ class Judged:
 
 
 def finding(
-    run: Run, code: str, claim: str, judged: Sequence[Judged], slugs: Sequence[str], undecided: str = MORE_REPEATS
+    run: Run,
+    code: str,
+    claim: str,
+    judged: Sequence[Judged],
+    slugs: Sequence[str],
+    undecided: str = MORE_REPEATS,
+    unable: int = 0,
 ) -> Finding:
     """Return what cells that were all judged come to: a single one that differs makes the statement differ, one that
-    cannot tell leaves it untested; `undecided` says what would change that."""
+    cannot tell leaves it untested; `undecided` says what would change that. `unable` counts the valid trials that lack
+    what it takes."""
     states = [one.holds for one in judged]
     state = DIFFERS if False in states else NOT_TESTABLE if None in states else REPRODUCED
     numbers = {f"{one.cell}: {name}": value for one in judged for name, value in one.numbers.items()}
@@ -61,6 +68,7 @@ def finding(
         undecided if state == NOT_TESTABLE else "",
         *notes,
         _repeats_told([one.repeats for one in judged]),
+        f"{count_text(unable, 'valid trial')} of the kind could not be judged." if unable else "",
         left_told(run),
     ]
     return Finding(code, claim, state, " ".join(filter(None, sentences)), numbers, tuple(slugs))
@@ -77,8 +85,36 @@ def agreed(states: Iterable[bool]) -> bool | None:
     return said.pop() if len(said) == 1 else None
 
 
-def by_cell(run: Run, own: Sequence[Evidence], judge: Callable[[str, Sequence[Evidence]], Judged]) -> list[Judged]:
-    """Return what `judge` says of the repeats of each cell; `own` are valid trials."""
+@dataclass(frozen=True)
+class Statement:
+    """A statement on the trials of one kind, judged cell by cell: what a trial needs for it, and what a cell says.
+
+    `lacks` says in words what none of the kind's trials has, `sweeps` which sweeps have such trials, `how` with what.
+    """
+
+    code: str
+    claim: str
+    able: Callable[[Evidence], bool]
+    judge: Callable[[str, Sequence[Evidence]], Judged]
+    lacks: str
+    sweeps: str
+    how: str = "with a tracer of single requests (trace.tracer=auto)"
+    undecided: str = MORE_REPEATS
+
+    def tested(self, run: Run, own: Sequence[Evidence], kind: str) -> Finding:
+        """Return the finding on the valid trials `own`, whose kind is told in words."""
+        able = [one for one in own if self.able(one)]
+        if not own:
+            return untested(run, self.code, self.claim, f"No valid trial has {kind}. Run {self.sweeps}.")
+        if not able:
+            missing = f"{count_text(len(own), 'valid trial')} with {kind}, but {self.lacks}"
+            return untested(run, self.code, self.claim, f"{missing}. Run {self.sweeps} {self.how}.")
+        cells = _by_cell(run, able, self.judge)
+        slugs = [one.trial.slug for one in able]
+        return finding(run, self.code, self.claim, cells, slugs, self.undecided, len(own) - len(able))
+
+
+def _by_cell(run: Run, own: Sequence[Evidence], judge: Callable[[str, Sequence[Evidence]], Judged]) -> list[Judged]:
     axes = varying(run.published)
     cells: dict[str, list[Evidence]] = {}
     for one in own:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from analysis.ceiling import Ceiling, ceiling_of
 from analysis.evidence import Evidence
 from analysis.findings import passes, sizes
-from analysis.findings.finding import Finding, Judged, by_cell, finding, ranged, span, untested
+from analysis.findings.finding import Finding, Judged, Statement, ranged, span
 from analysis.run import Run
 from analysis.units import number_text, share_text
 from analysis.workload import has_cache_on_disk, has_weights_on_disk, is_deepspeed_model
 
 #: A job that reads within a tenth of what fio does is at the drive's limit: ceilings repeat within about that much.
 SATURATED = 0.9
-_RUN_IT = "Run conf/fig3.yaml or conf/fig4.yaml"
+_SWEEPS = "conf/fig3.yaml or conf/fig4.yaml"
 
 
 def offloads_model(evidence: Evidence) -> bool:
@@ -25,48 +25,57 @@ def offloads_model(evidence: Evidence) -> bool:
 
 def reads_of_128_kib(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that reads of 128 KiB are most of the requests, and of the bytes."""
-    code, claim = "model-128k-reads", "Model offloading is dominated by reads of 128 KiB"
-    own = _own(told)
-    able = [one for one in own if sizes.sizes(one, ("read",)) is not None and sizes.possible(one)]
-    if not able:
-        lacked = "recorded single reads on a device that takes requests of 128 KiB"
-        return untested(run, code, claim, _missing(own, lacked, "with a tracer of single requests (trace.tracer=auto)"))
-    cells = by_cell(run, able, lambda cell, repeats: sizes.judged(cell, repeats, ("read",), "reads"))
-    return finding(run, code, claim, cells, [one.trial.slug for one in able])
+    return _tested(
+        run,
+        told,
+        Statement(
+            "model-128k-reads",
+            "Model offloading is dominated by reads of 128 KiB",
+            lambda one: sizes.sizes(one, ("read",)) is not None and sizes.possible(one),
+            lambda cell, repeats: sizes.judged(cell, repeats, ("read",), "reads"),
+            "none recorded single reads on a device that takes requests of 128 KiB",
+            _SWEEPS,
+        ),
+    )
 
 
 def drive_not_saturated(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that reads stay below the measured ceiling."""
-    code, claim = "model-not-saturating", "Model offloading does not saturate the drive"
-    own = _own(told)
-    able = [one for one in own if ceiling_of(one.trial) is not None and one.gib_s("read") is not None]
-    if not able:
-        return untested(
-            run, code, claim, _missing(own, "has both a ceiling and traced reads", "with ceiling.enabled=true")
-        )
-    cells = by_cell(run, able, _against_ceiling)
-    return finding(run, code, claim, cells, [one.trial.slug for one in able], undecided="")
+    return _tested(
+        run,
+        told,
+        Statement(
+            "model-not-saturating",
+            "Model offloading does not saturate the drive",
+            lambda one: ceiling_of(one.trial) is not None and one.gib_s("read") is not None,
+            _against_ceiling,
+            "none has both a ceiling and traced reads",
+            _SWEEPS,
+            "with ceiling.enabled=true",
+            undecided="",
+        ),
+    )
 
 
 def whole_model_each_pass(run: Run, told: Sequence[Evidence]) -> Finding:
     """Test that the drive delivered all weights in every pass."""
-    code, claim = "model-whole-pass", "Each pass of model offloading reads the whole model from the drive"
-    own = _own(told)
-    able = [one for one in own if passes.share(one) is not None]
-    if not able:
-        lacked = "knows both the bytes read and those that its passes should have"
-        return untested(run, code, claim, _missing(own, lacked, "with a tracer of single requests (trace.tracer=auto)"))
-    return finding(run, code, claim, by_cell(run, able, passes.judged), [one.trial.slug for one in able])
+    return _tested(
+        run,
+        told,
+        Statement(
+            "model-whole-pass",
+            "Each pass of model offloading reads the whole model from the drive",
+            lambda one: passes.share(one) is not None,
+            passes.judged,
+            "none knows both the bytes read and those that its passes should have",
+            _SWEEPS,
+        ),
+    )
 
 
-def _own(told: Sequence[Evidence]) -> list[Evidence]:
-    return [one for one in told if one.trial.state == "valid" and offloads_model(one)]
-
-
-def _missing(own: Sequence[Evidence], lacked: str, how: str) -> str:
-    if not own:
-        return f"No valid trial has weights, and no KV cache, on the drive. {_RUN_IT}."
-    return f"None of the valid trials with weights on the drive ({len(own)}) {lacked}. {_RUN_IT} {how}."
+def _tested(run: Run, told: Sequence[Evidence], statement: Statement) -> Finding:
+    own = [one for one in told if one.trial.state == "valid" and offloads_model(one)]
+    return statement.tested(run, own, "weights, and no KV cache, on the drive")
 
 
 def _against_ceiling(cell: str, repeats: Sequence[Evidence]) -> Judged:

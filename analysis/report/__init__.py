@@ -1,7 +1,4 @@
-"""What was run, on what, and what came of it: `report.html`, one self-contained page, and `report.md`.
-
-Both tell the same facts (`content`), in the same tables (`table`); `html` and `markdown` only say how they look.
-"""
+"""`report.html` and `report.md`: what was run, on what, and what came of it. Both are made of one `Content`."""
 
 from __future__ import annotations
 
@@ -10,30 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.files import write_bytes
-from analysis.report import html, markdown
+from analysis.report import markdown, page
 from analysis.report.content import gathered
+from analysis.run import Run
 
 if TYPE_CHECKING:
     from analysis.figures import Drawn
-    from analysis.run import Run
-
-__all__ = ["render", "write_report"]
-
-
-def write_report(run: Run, drawn: Sequence[Drawn]) -> dict[str, Path]:
-    """Write `report.html` and `report.md` into the run's folder, with the given figures; return their paths by format.
-
-    A file that cannot be written is an OSError.
-    """
-    told = gathered(run, drawn)
-    texts = {"html": html.page(told), "md": markdown.document(told)}
-    paths = {kind: run.path / f"report.{kind}" for kind in texts}
-    for kind, path in paths.items():
-        # half a surrogate pair, which JSON can hold, is no text
-        write_bytes(path, texts[kind].encode("utf-8", "replace"))
-    return paths
 
 
 def render(run: Run, drawn: Sequence[Drawn]) -> str:
-    """Return the text of `report.html`."""
-    return html.page(gathered(run, drawn))
+    """Return the page of a run with the given figures."""
+    return page.render(gathered(run, drawn))
+
+
+def write_report(run: Run, drawn: Sequence[Drawn]) -> Path:
+    """Write `report.html` and `report.md` into the run's folder, with the given figures; return the page's path."""
+    content = gathered(run, drawn)
+    write_bytes(run.path / "report.md", markdown.render(content).encode())
+    path = run.path / "report.html"
+    write_bytes(path, page.render(content).encode())
+    return path

@@ -1,4 +1,4 @@
-"""What was measured in a run's trials, as tables: on the device, by the role of bytes, by the engines."""
+"""What was measured of a run's trials, as tables: what the device saw, its ceiling, whose bytes, the engines."""
 
 from __future__ import annotations
 
@@ -6,39 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from analysis import ceiling
-from analysis.figures.cells import listed
+from analysis.attribution import DATA
 from analysis.figures.roles import label as role_label
 from analysis.profile import read_profile
-from analysis.report import table
-from analysis.report.table import NOTHING, NUMBER, Cell, Column, Noted, Row, Table
+from analysis.report.table import NOTHING, Cell, Column, Link, Row, Table, amount, number
 from analysis.run import Run, Trial
-from analysis.units import UNKNOWN, bytes_text, count_text, duration_text, number_text, share_text
+from analysis.summary import read_summary
+from analysis.units import UNKNOWN, bytes_text, duration_text, latency_text, number_text, share_text
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
-
-_OPERATIONS = ("read", "write")
-#: The columns of the profile that the report shows: group, label, name, and how a cell is made of one.
-_PROFILE = (
-    ("", "Requests", "requests", table.count),
-    ("", "Bytes", "bytes", table.amount),
-    ("", "IOPS", "iops", table.number),
-    ("Bandwidth (GiB/s)", "mean", "bandwidth_gib_s", table.number),
-    ("Bandwidth (GiB/s)", "peak", "bandwidth_peak_gib_s", table.number),
-    ("", "Mean size", "request_bytes_mean", table.amount),
-    ("Latency", "p50", "d2c_p50_us", table.latency),
-    ("Latency", "p99", "d2c_p99_us", table.latency),
-    ("Latency", "p99.9", "d2c_p999_us", table.latency),
-    ("Latency", "max", "d2c_max_us", table.latency),
-    ("Queue depth", "mean", "depth_mean", table.number),
-    ("Queue depth", "max", "depth_max", table.count),
-    ("", "Busy", "busy_share", lambda value: table.number(value, share_text)),
-    ("", "Sequential", "sequential_share", lambda value: table.number(value, share_text)),
-    ("Sectors", "footprint", "footprint_bytes", table.amount),
-    ("Sectors", "accesses", "accesses_mean", table.number),
-)
-#: What there is none of where there are no requests.
-_OF_REQUESTS = re.compile(r"request_bytes|d2c|sequential|accesses")
 #: The numbers of engines, and of the memory that trials had, as the columns of a table: group, then label by metric.
 _ENGINE = {
     "Prefill": {"prefill_latency_s": "latency", "prefill_tokens_per_s": "tokens/s"},
@@ -48,120 +27,160 @@ _ENGINE = {
     "Peak memory": {"peak_gpu_memory_bytes": "GPU", "peak_host_memory_bytes": "process", "memory_peak_bytes": "cgroup"},
     "Memory limit": {"memory_limit_bytes": "cgroup", "oom_kills": "OOM kills"},
 }
-#: A phase in which less than this share of the bytes moved tells nothing of how close a job came to the ceiling.
-_TELLING = 0.01
-_ABOVE = (
-    "Shares above 100 % of the ceiling: fio measured less than the drive can do, as its file lay on other blocks, a "
-    "cache within the drive helped the job, or the rounds of the ceiling differed by as much."
-)
 _ROLE = re.compile(r"role\.(.+)_(?:read|write)_bytes")
+_LATENCIES = {"p50": "d2c_p50_us", "p99": "d2c_p99_us", "p99.9": "d2c_p999_us", "max": "d2c_max_us"}
+_TRIAL = (Column("Trial", wide=True), Column("Verdict"), Column("Operation"))
+_SAW = (
+    "Requests issued in each trial's traced window. Latency is issue to completion at the block layer. Queue "
+    "depth: requests issued and not yet completed, the mean over the window. Sequential: requests that begin "
+    "where the one before them ended. Footprint: distinct sectors touched; accesses: how often each of them was, "
+    "on average."
+)
+_CEILING = (
+    "What fio reaches sequentially on the same storage; the shares are of bytes on the device per second, over "
+    "the whole window and over the phases that came closest."
+)
+_ABOVE = (
+    "Above 100 %, the job was faster than fio on the same storage: fio found its blocks busier, a cache within "
+    "the drive served the job, or the ceiling itself varies that much."
+)
+_ROLES = (
+    "Bytes completed in the traced window, by what the file holds that a request's first sector belonged to, as "
+    "the extents tell that were seen while the files were there. Journal and metadata are the filesystem's own; "
+    "other lies in no extent that was seen."
+)
+_ENGINES = (
+    "Latency and throughput as the engine measured them; sizes of the whole model and KV cache, wherever they "
+    "lay. The memory of the cgroup holds the page cache too."
+)
 
 
-def metrics(run: Run, summary: Rows) -> Noted:
-    """Return what was measured in each trial's whole window, a row for reads and one for writes."""
-    told: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in read_profile(run).to_dicts() if run.published else []:
-        told.setdefault((row["slug"], row["op"]), []).append(row)
-    rows, silent = [], []
-    for place, trial in enumerate(run.published):
-        own = [told.get((trial.slug, op), []) for op in _OPERATIONS]
-        own = [spans for spans in own if any(spans[0].get(name) is not None for _, _, name, _ in _PROFILE)]
-        rows += [_metrics_row(trial, place, spans, summary[trial.slug][1:]) for spans in own]
-        silent += [] if own else [trial.id]
-    columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
-    columns += [Column(label, group, NUMBER) for group, label, _, _ in _PROFILE]
-    columns += [Column(label, "Ceiling", NUMBER) for label in ("fio (GiB/s)", "window", "busiest phase")]
-    found, notes = Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()
-    if silent:
-        notes.append(f"Nothing was measured on the device in {count_text(len(silent), 'trial')}: {listed(silent)}.")
-    if any(cell.sort > 1 for row in rows for cell in row.cells[-2:] if cell.sort is not None):
-        notes.append(_ABOVE)
-    return Noted(found, notes)
+def tables(run: Run) -> list[Table]:
+    """Return the tables of what was measured, without those that the run has no row for."""
+    rows = summary_rows(run)
+    found = [requests_table(run), ceiling_table(run, rows), roles_table(run, rows), engines_table(run)]
+    return [one for one in found if one.rows or one.after]
 
 
-def _metrics_row(
-    trial: Trial, place: int, spans: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]]
-) -> Row:
-    """Return the row of an operation; `spans` are its rows of the profile, the whole window first, `phases` the
-    summary's for measured phases."""
-    whole = spans[0]
-    cells = [table.trial_cell(trial, place), table.verdict(trial.state), Cell(whole["op"])]
-    for _, _, name, cell in _PROFILE:
-        none = whole.get("requests") == 0 and _OF_REQUESTS.match(name)
-        cells.append(Cell(NOTHING, told="no requests") if none else cell(whole.get(name)))
-    return Row((*cells, *_against_ceiling(trial, spans, phases)))
+def summary_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the summary by trial: that of the whole window, then those of the measured phases."""
+    rows: dict[str, list[dict[str, Any]]] = {trial.slug: [] for trial in run.published}
+    for row in read_summary(run).to_dicts() if rows else ():
+        rows[row["slug"]].append(row)
+    return rows
 
 
-def _against_ceiling(
-    trial: Trial, spans: Sequence[Mapping[str, Any]], phases: Sequence[Mapping[str, Any]]
-) -> list[Cell]:
-    """Return the ceiling of an operation, the share of it that the whole window reached, and the busiest phase's."""
-    top = ceiling.ceiling_of(trial)
-    if top is None:
-        return [Cell(UNKNOWN)] * 3
-    op, share = spans[0]["op"], spans[0].get("ceiling_share")
-    best = ceiling.busiest(phases, op, top) or _busiest(spans)
+def requests_table(run: Run) -> Table:
+    """Return what the device saw of each trial, a row for reads and one for writes; trials without single requests are
+    told in one line."""
+    groups = {"Requests": ("count", "mean size", "per second"), "Latency": tuple(_LATENCIES)}
+    groups |= {"Queue depth": ("mean", "max"), "Place": ("sequential", "footprint", "accesses per sector")}
+    columns = [Column(label, group, numeric=True) for group, labels in groups.items() for label in labels]
+    found, silent = [], []
+    profiles = _profiles(run)
+    for trial in run.published:
+        own = [row for row in profiles.get(trial.slug, ()) if row["requests"]]
+        found += [Row((*_named(trial, row["op"]), *_request_cells(row)), trial.slug) for row in own]
+        silent += [] if own else [f"{trial.id} ({trial.tracer})"]
+    after = (f"No single requests recorded: {'; '.join(silent)}.",) if silent else ()
+    return Table("device", "What the device saw", _SAW if found else "", (*_TRIAL, *columns), tuple(found), after)
+
+
+def _profiles(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the profile of each trial's whole window, reads then writes."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    if run.published:
+        whole = read_profile(run).filter((pl.col("phase") == "trial") & pl.col("op").is_in(DATA))
+        for row in whole.to_dicts():
+            found.setdefault(row["slug"], []).append(row)
+    return found
+
+
+def _request_cells(row: Mapping[str, Any]) -> list[Cell]:
+    def plain(name: str) -> Cell:
+        return number(row[name], UNKNOWN if row[name] is None else number_text(row[name]))
+
     return [
-        table.number(top.gib_s[op]),
-        Cell(ceiling.percent(share), share),
-        Cell(UNKNOWN) if best is None else Cell(f"{ceiling.percent(best[1])} ({best[0]})", best[1]),
+        number(row["requests"], f"{row['requests']:,}"),
+        number(row["request_bytes_mean"], bytes_text(row["request_bytes_mean"])),
+        plain("iops"),
+        *(number(row[name], latency_text(row[name])) for name in _LATENCIES.values()),
+        plain("depth_mean"),
+        plain("depth_max"),
+        _share_cell(row["sequential_share"]),
+        amount(row["footprint_bytes"]),
+        plain("accesses_mean"),
     ]
 
 
-def _busiest(spans: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
-    """Return name and share of the phase that came closest to the ceiling, of those in which more than next to nothing
-    moved: for a job whose phases do not tell their bytes."""
-    least = _TELLING * (spans[0]["bytes"] or 0)
-    own = [row for row in spans if row["phases"] and row["ceiling_share"] and row["bytes"] >= least]
-    best = max(own, key=lambda row: row["ceiling_share"], default=None)
-    return None if best is None else (best["phase"], best["ceiling_share"])
+def ceiling_table(run: Run, rows: Rows) -> Table:
+    """Return what share of its storage's ceiling each trial reached, of those that have one."""
+    found = []
+    for trial in run.published:
+        top = ceiling.ceiling_of(trial)
+        whole, *phases = rows[trial.slug]
+        for op in DATA if top else ():
+            assert top is not None
+            share, best = whole.get(f"{op}_ceiling_share"), ceiling.busiest(phases, op, top)
+            if share is None and best is None:
+                continue
+            cells = [
+                number(top.gib_s[op], f"{number_text(top.gib_s[op])} GiB/s"),
+                number(share, ceiling.percent(share)),
+                NOTHING if best is None else Cell(ceiling.percent(best[1]), best[1]),
+                NOTHING if best is None else Cell(best[0]),
+            ]
+            found.append(Row((*_named(trial, op), *cells), trial.slug))
+    above = any(cell.value is not None and cell.value > 1 for row in found for cell in row.cells[4:6])
+    labels = ("fio", "whole window", "busiest phase")
+    columns = (*_TRIAL, *(Column(label, numeric=True) for label in labels), Column("which"))
+    after = (_ABOVE,) if above else ()
+    return Table("ceiling", "Against the ceiling", _CEILING, columns, tuple(found), after)
 
 
-def roles(run: Run, summary: Rows, names: Sequence[str]) -> Table:
-    """Return the bytes by role of each trial that knows them, a row for reads and one for writes.
-
-    `names` are the columns of the summary.
-    """
-    found = list(dict.fromkeys(match[1] for name in names if (match := _ROLE.fullmatch(name))))
-    columns = [Column("Trial"), Column("Verdict"), Column("Operation")]
-    for role in found:
-        columns += [Column("bytes", role_label(role), NUMBER), Column("share", role_label(role), NUMBER)]
-    rows = []
-    for place, trial in enumerate(run.published):
-        for op in _OPERATIONS:
-            moved = {role: summary[trial.slug][0].get(f"role.{role}_{op}_bytes") for role in found}
-            if any(count is not None for count in moved.values()):
-                cells = [table.trial_cell(trial, place), table.verdict(trial.state), Cell(op)]
-                rows.append(Row((*cells, *_role_cells(list(moved.values())))))
-    return Table(tuple(columns), tuple(rows), of_trials=True)
+def roles_table(run: Run, rows: Rows) -> Table:
+    """Return the bytes by role of each trial that knows them, a row for reads and one for writes."""
+    names = read_summary(run).columns if run.published else []
+    roles = list(dict.fromkeys(match[1] for name in names if (match := _ROLE.fullmatch(name))))
+    columns = [Column(label, role_label(role), numeric=True) for role in roles for label in ("bytes", "share")]
+    found = []
+    for trial in run.published:
+        for op in DATA:
+            moved = [rows[trial.slug][0].get(f"role.{role}_{op}_bytes") for role in roles]
+            total = sum(count or 0 for count in moved)
+            if any(count is not None for count in moved):
+                cells = [cell for count in moved for cell in _role_cells(count, total)]
+                found.append(Row((*_named(trial, op), *cells), trial.slug))
+    return Table("roles", "Whose bytes", _ROLES, (*_TRIAL, *columns), tuple(found))
 
 
-def _role_cells(moved: Sequence[int | None]) -> list[Cell]:
-    total = sum(count for count in moved if count is not None)
-    cells = []
-    for count in moved:
-        share = count / total if count is not None and total else None
-        cells += [Cell(NOTHING) if count is None else table.amount(count)]
-        cells += [Cell(NOTHING) if share is None else table.number(share, share_text)]
-    return cells
+def _role_cells(count: int | None, total: int) -> tuple[Cell, Cell]:
+    share = count / total if count and total else None
+    return NOTHING if count is None else amount(count), Cell("") if share is None else _share_cell(share)
 
 
-def engines(run: Run) -> Table:
-    """Return what engines reported of every trial of which one did."""
-    columns = [Column("Trial"), Column("Verdict")]
-    columns += [Column(label, group, NUMBER) for group, own in _ENGINE.items() for label in own.values()]
-    names = [name for own in _ENGINE.values() for name in own]
-    rows = []
-    for place, trial in enumerate(run.published):
-        if any(name in trial.measured for name in names):
-            cells = [table.trial_cell(trial, place), table.verdict(trial.state)]
-            rows.append(Row((*cells, *(_measured(trial, name) for name in names))))
-    return Table(tuple(columns), tuple(rows), of_trials=True).without_unknown()[0]
+def _share_cell(share: float | None) -> Cell:
+    return number(share, UNKNOWN if share is None else share_text(share))
 
 
-def _measured(trial: Trial, name: str) -> Cell:
+def engines_table(run: Run) -> Table:
+    """Return what engines reported, of every trial of which one did."""
+    columns = [Column(label, group, numeric=True) for group, labels in _ENGINE.items() for label in labels.values()]
+    names = [name for labels in _ENGINE.values() for name in labels]
+    reported = [trial for trial in run.published if any(name in trial.measured for name in names)]
+    rows = [Row((*_named(one), *(_engine_cell(one, name) for name in names)), one.slug) for one in reported]
+    return Table("engines", "What the engines reported", _ENGINES, (*_TRIAL[:2], *columns), tuple(rows))
+
+
+def _engine_cell(trial: Trial, name: str) -> Cell:
     if name not in trial.measured:
-        return Cell(NOTHING)
+        return NOTHING
     value, unit = trial.measured[name]
-    text = {"B": bytes_text, "s": duration_text}.get(unit, number_text)
-    return table.number(value, text)
+    if unit == "B":
+        return amount(round(value))
+    return Cell(duration_text(value) if unit == "s" else number_text(value), value)
+
+
+def _named(trial: Trial, *operation: str) -> tuple[Cell, ...]:
+    name = Cell(trial.id, links=(Link(trial.id, trial=trial.slug),))
+    return (name, Cell(trial.state, kind="verdict"), *map(Cell, operation))

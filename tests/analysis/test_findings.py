@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from analysis import load_run
-from analysis.advice import advice
+from analysis.advice import RULES, advice
 from analysis.findings import DIFFERS, NOT_TESTABLE, REPRODUCED, STATEMENTS, Finding, findings
 from analysis.run import Run
+from analysis.schema import REQUESTS, described
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
 from tests.analysis.made_run import BEGIN_NS, GIB_PER_NS, MIB, make_run, phase_row, write_phases, write_record
 
@@ -254,6 +256,30 @@ def test_a_trace_without_phases_is_told_as_a_whole(tmp_path):
     assert "in the whole trace" in found.told
 
 
+def test_issues_alone_tell_sizes_and_bandwidth_as_the_study_took_them(tmp_path):
+    run = engines(tmp_path, CACHE)
+    (trial,) = load_run(run).published
+    path = trial.path / "requests.parquet"
+    table = pq.read_table(path)
+    columns = table.schema.get_field_index("complete_ns")
+    issued = table.set_column(columns, table.schema.field(columns), pa.nulls(table.num_rows, pa.int64()))
+    pq.write_table(issued.replace_schema_metadata(described(REQUESTS, {}, ("issue",)).metadata), path)
+    (trial.path / "phases.parquet").unlink()
+    (trial.path / "samples.parquet").unlink()
+    record = {**trial.record, "ceiling": None, "storage": None, "bytes": None}
+    (trial.path / "trial.json").write_text(json.dumps(record))
+    states = {one.code: one.state for one in findings(load_run(run))}
+    reproduced = {code for code, state in states.items() if state == REPRODUCED}
+    assert reproduced == {"kv-reads-and-writes", "kv-128k", "kv-reads-above-writes"}
+    assert states["kv-whole-step"] == NOT_TESTABLE
+    assert [one.code for one in advice(load_run(run))] == ["single-repeat"]
+
+
+def test_deepspeed_offloads_a_model_whatever_else_it_is_told(tmp_path):
+    found = told(engines(tmp_path, Shape(kind="deepspeed_model")), "model-128k-reads")
+    assert found.state == REPRODUCED
+
+
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +292,15 @@ def test_only_valid_trials_count_and_those_left_out_are_counted(tmp_path):
     assert found.state == REPRODUCED
     assert len(found.trials) == 1
     assert "1 trial not valid, left out." in found.told
+
+
+def test_valid_trials_that_lack_what_it_takes_are_counted(tmp_path):
+    run = engines(tmp_path, MODEL, MODEL)
+    second = load_run(run).published[1]
+    (second.path / "trial.json").write_text(json.dumps({**second.record, "ceiling": {"state": "off"}}))
+    found = told(run, "model-not-saturating")
+    assert "1 valid trial of the kind could not be judged." in found.told
+    assert len(found.trials) == 1
 
 
 def test_broken_trials_stand_in_no_finding_nor_advice_but_their_own(tmp_path):
@@ -293,6 +328,15 @@ def test_a_run_without_trials_tests_nothing(tmp_path):
     assert len(found) == len(STATEMENTS)
     assert {one.state for one in found} == {NOT_TESTABLE}
     assert all("conf/fig" in one.told for one in found)
+
+
+def test_the_docs_list_every_statement_and_every_rule(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "plan": []}))
+    page = (Path(__file__).parents[2] / "docs" / "findings.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")]
+    codes = [one.code for one in findings(load_run(tmp_path))] + [rule.code for rule in RULES]
+    assert [code for code in codes if f"`{code}`" not in rows] == []
+    assert all(one.claim in page for one in findings(load_run(tmp_path)))
 
 
 def test_codes_and_claims_are_each_statements_own(tmp_path):

@@ -250,6 +250,7 @@ def test_profiles_are_kept_with_the_run_and_computed_again_where_they_must(
     assert read_profile(load_run(run.path)).equals(again)
     assert len(asked) == 3 * len(slugs) + 1
     frame = run.metrics()
+    assert str(frame["bytes"].dtype) == str(frame["phases"].dtype) == "Int64"
     assert {"cell.fs", "phase", "op", "depth_p99"} <= set(frame.columns)
     assert not list(run.path.glob(".metrics*"))
 
@@ -278,3 +279,10 @@ def test_the_profile_agrees_with_the_summary(tmp_path: Path) -> None:
             assert row["d2c_p999_us"] == summed[f"{op}_d2c_p999_us"]
             assert row["ceiling_share"] == pytest.approx(summed[f"{op}_ceiling_share"])
             assert np.isclose(row["expected_share"], row["bytes"] / row["expected_bytes"])
+
+
+def test_every_column_is_explained(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, sizes=(MIB,), broken=False, repeats=1))
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    missing = [name for name in run.metrics().columns if f"`{name}`" not in page and not name.startswith("cell.")]
+    assert not missing

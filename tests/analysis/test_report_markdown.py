@@ -1,154 +1,100 @@
-"""`report.md`: the report's facts in Markdown, and that nothing in a run can make them something else."""
+"""`report.md`: the same facts as the page, and nothing in a run that Markdown takes for markup."""
 
 from __future__ import annotations
 
-import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+import yaml
+from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt  # comes with rich
+from markdown_it import MarkdownIt
 
 from analysis import draw_run, load_run
-from analysis.findings import findings
-from analysis.report import write_report
-from analysis.report.markdown import escaped, fenced
-from tests.analysis.made_run import MIB, make_run, write_record
+from analysis.report.content import gathered
+from analysis.report.markdown import code, escaped, fenced
+from tests.analysis.made_run import MIB, make_run
+from tests.analysis.test_report_page import hostile_run
 
-HOSTILE = "a|b `c` *d* <e> [f](g) \\| _h_ # i\n## j\n- k\u2028$l$ &amp; ~m~ ```"
-
-
-def cells(line: str) -> list[str]:
-    """Return the cells of a row as GFM splits it: at each pipe that no backslash escapes."""
-    return re.split(r"(?<!\\)(?:\\\\)*\|", line.strip())[1:-1]
-
-
-def tables(text: str) -> list[list[list[str]]]:
-    """Return the rows of each table of a document, code blocks left out."""
-    found: list[list[list[str]]] = []
-    fence, before = "", ""
-    for line in text.split("\n"):
-        if fence:
-            fence = "" if line.strip() == fence else fence
-        elif match := re.match("`{3,}", line):
-            fence = match[0]
-        elif line.startswith("|"):
-            if not before.startswith("|"):
-                found.append([])
-            found[-1].append(cells(line))
-        before = line
-    return found
+GITHUB = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = make_run(tmp_path_factory.mktemp("results"), sizes=(MIB,))
-    (run / "sweep.yaml").write_text("name: quickstart\n")
-    return run
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw_run(run := make_run(tmp_path_factory.mktemp("results"), sizes=(MIB,), repeats=1))
+    return run / "report.md"
 
 
-@pytest.fixture(scope="module")
-def document(run: Path) -> str:
-    return Path(draw_run(run)["report_md"]).read_text(encoding="utf-8")
-
-
-def test_it_tells_what_came_of_the_run(run: Path, document: str) -> None:
+def test_it_tells_what_the_page_tells(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
     for expected in (
-        "# quickstart, run 20261120-103348",
-        "**Trials:** 4 valid, 1 invalid, 1 failed, 1 planned without result.",
-        "### fs=xfs,rep=3: failed",
+        "python -m sweep conf/quickstart.yaml repeats=2",
+        "1742 events lost by the tracer",
         "OSError: [Errno 28] No space left on device",
-        "| fs=xfs,rep=9 | missing: planned, no result |",
-        "python -m sweep results/quickstart/20261120-103348/sweep.yaml",
-        "| bench-01 |",
-        "## Metrics",
+        "planned, no result",
+        "## Findings",
+        "## What the device saw",
+        "not testable here",
+        "AMD EPYC 9354, 2 CPUs",
     ):
-        assert expected in document
-    for one in findings(load_run(run)):
-        assert f"**{escaped(one.claim)}**: *{one.state}*" in document
+        assert expected in text
+    html = GITHUB.render(text)
+    assert html.count("<table>") >= 5
 
 
-def test_its_links_lead_to_files(run: Path, document: str) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", document)
-    assert any(link == "figures/fig2.png" for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", document))
-    assert len(links) >= 1 + 2 * 5
-    assert all((run / unquote(link)).is_file() for link in links)
+def test_pictures_lie_where_it_says(report: Path) -> None:
+    links = re.findall(r"\]\((figures/[^)]+)\)", report.read_text(encoding="utf-8"))
+    assert len(links) >= 5
+    for link in links:
+        assert (report.parent / link).is_file()
 
 
-def test_every_row_has_the_cells_of_its_head(document: str) -> None:
-    found = tables(document)
-    assert {"Trial", "Host"} <= {table[0][0].strip() for table in found}
-    for table in found:
-        assert {len(row) for row in table} == {len(table[0])}
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    run = hostile_run(tmp_path)
+    draw_run(run)
+    html = GITHUB.render((run / "report.md").read_text(encoding="utf-8"))
+    assert "<script" not in html
+    assert "<img src=x" not in html
 
 
-def told(run: Path, text: str) -> None:
-    """Put a text wherever a run holds one."""
-    write_record(
-        run / "trials" / "a",
-        id=text,
-        cell={text: text},
-        verdict={"state": "failed", "reasons": [text]},
-        node={"hostname": text, "kernel": text},
-        device={"name": text, "drives": [{"name": text, "model": text}]},
-        bytes={"traced": {"read": 1, "write": 1}, "counted": {"read": 1, "write": 2}},
-        command=[text],
-        trouble=text,
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_escaped_text_is_one_cell_of_plain_text(text: str) -> None:
+    tokens = GITHUB.parse(f"| a | b |\n| --- | --- |\n| {escaped(text)} | end |\n")
+    kinds = {token.type for token in tokens}
+    inner = [child.type for token in tokens for child in token.children or ()]
+    assert "td_open" in kinds
+    assert [token.content for token in tokens if token.type == "inline"][-1] == "end"
+    assert {*inner} <= {"text", "text_special"}
+
+
+@given(st.text(st.sampled_from("`~a \n"), max_size=30))
+def test_code_keeps_its_fences(text: str) -> None:
+    block = GITHUB.parse(fenced(text))
+    assert [token.type for token in block] == ["fence"]
+    assert block[0].content == f"{text}\n"
+    if text.strip():
+        inline = GITHUB.parse(code(text))[1].children or []
+        assert [child.type for child in inner_code(inline)] == ["code_inline"]
+
+
+def inner_code(children: list) -> list:
+    return [child for child in children if child.type != "text" or child.content.strip()]
+
+
+def test_a_trial_runs_again_alone_from_its_own_configuration(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False))
+    again = gathered(run, []).parts[0].again
+    assert again is not None
+    written = again.split("<<'END_OF_SWEEP'\n")[1].split("END_OF_SWEEP\n")[0]
+    sweep = tmp_path / "again.yaml"
+    sweep.write_text(written)
+    assert yaml.safe_load(written)["workload"] == {"kind": "tensor_io"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from sweep import config; print(config.load(sys.argv[1], []).name)", sweep],
+        capture_output=True,
+        text=True,
     )
-    (run / "trials" / "a" / "logs").mkdir(exist_ok=True)
-    (run / "trials" / "a" / "logs" / "x.log").write_text(text, encoding="utf-8", errors="replace")
-    plan = [{"id": text, "slug": "b", "repeat": text}]
-    record = {"schema_version": 1, "sweep": text, "description": text, "plan": plan, "reproduce": [text]}
-    (run / "run.json").write_text(json.dumps(record))
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=60))
-@example(text=HOSTILE)
-@example(text="\\")
-@example(text="\n```\n| a | b |\n````")
-def test_any_text_keeps_the_shape_of_the_tables(tmp_path: Path, text: str) -> None:
-    told(tmp_path, text)
-    found = tables(write_report(load_run(tmp_path), [])["md"].read_text(encoding="utf-8"))
-    assert len(found) >= 2
-    for table in found:
-        assert {len(row) for row in table} == {len(table[0])}
-
-
-def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"schema_version": 1, "description": "a \\ud800 b"}')
-    paths = write_report(load_run(tmp_path), [])
-    assert all("a ? b" in path.read_text(encoding="utf-8") for path in paths.values())
-
-
-@given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
-def test_escaped_text_reads_as_it_was_in_one_line(text: str) -> None:
-    shown = escaped(text)
-    assert len(shown.splitlines()) <= 1
-    plain = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
-    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(shown)
-    assert [token.type for token in tokens] == (["paragraph_open", "inline", "paragraph_close"] if plain else [])
-    inside = [child for token in tokens for child in token.children or ()]
-    assert {child.type for child in inside} <= {"text"}
-    assert "".join(child.content for child in inside) == plain
-
-
-@given(text=st.text(alphabet="`a\n ", max_size=40))
-def test_a_block_of_code_ends_where_its_text_does(text: str) -> None:
-    first, *inside, last = fenced(text, "sh").split("\n")
-    assert "\n".join(inside) == text
-    assert first == f"{last}sh"
-    assert not any(line.strip().startswith(last) for line in inside)
-
-
-@pytest.mark.parametrize(("text", "shown"), [("10.1 s", "10.1 s"), ("1. a", "1\\. a"), ("- a", "\\- a"), ("-1", "-1")])
-def test_what_only_begins_a_list_is_escaped_only_there(text: str, shown: str) -> None:
-    assert escaped(text) == shown
-
-
-def test_names_stay_readable_and_emphasis_is_none() -> None:
-    assert escaped("batch_size=16, _a_") == "batch_size=16, \\_a\\_"
-    assert escaped("__init__") == "\\_\\_init\\_\\_"
+    assert done.stdout.strip() == "quickstart-again", done.stderr

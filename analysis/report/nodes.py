@@ -1,4 +1,4 @@
-"""Where a run's trials were made, as tables: nodes, their settings, the drives under test."""
+"""Where a run was made, as tables: its nodes, their settings, the drives under test."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis import provenance
-from analysis.report.table import Table, texts
+from analysis.report.table import Table, plain
 from analysis.report.words import told
 from analysis.run import Run
 from analysis.units import UNKNOWN, bytes_text, count_text
 
-#: The facts of a node that can be long.
-_WIDE = ("CPU", "GPU", "Drives", "Versions", "Lacks")
+_DRIVES = (
+    "The drives that the trials' requests ended on, as they tell of themselves. Temperature: when the first trial "
+    "began and when the last one ended."
+)
 
 
 def tables(run: Run) -> list[Table]:
-    """Return the nodes, and their settings where they are known; nothing of a run that tells of no node."""
+    """Return the tables of the nodes, of their settings, and of the drives; the last two only where any are known."""
     nodes = _nodes(run)
-    rows = [_node(node, packages) for node, packages in nodes]
-    settings = [row for node, _ in nodes if (row := provenance.settings(node))]
-    return [texts(own, _WIDE) for own in (rows, settings) if own]
-
-
-def drives(run: Run) -> Table:
-    """Return the drives that trials ran on, as they tell of themselves."""
-    return texts(provenance.drive_rows(run))
+    wide = ("CPU", "GPU", "Drives", "Versions", "Lacks")
+    found = [plain("nodes", "Nodes", "" if nodes else "No node is recorded.", [_node(*one) for one in nodes], wide)]
+    if settings := [row for node, _ in nodes if (row := provenance.settings(node))]:
+        found.append(plain("settings", "Settings of the nodes", "", settings))
+    if drives := provenance.drive_rows(run):
+        found.append(plain("drives", "Drives under test", _DRIVES, drives))
+    return found
 
 
 def _nodes(run: Run) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -46,7 +47,7 @@ def _nodes(run: Run) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _node(node: Mapping[str, Any], packages: Mapping[str, Any]) -> dict[str, str]:
-    gpus, own = node.get("gpus"), node.get("drives")
+    gpus, drives = node.get("gpus"), node.get("drives")
     cpus = f", {count_text(node['cpus'], 'CPU')}" if isinstance(node.get("cpus"), int) else ""
     has = UNKNOWN if gpus is None else "; ".join(_named(gpu) for gpu in gpus) or "none"
     missing, tools = node.get("missing"), node.get("tools")
@@ -57,7 +58,7 @@ def _node(node: Mapping[str, Any], packages: Mapping[str, Any]) -> dict[str, str
         "CPU": told(node.get("cpu")) + cpus,
         "Memory": bytes_text(node.get("memory_bytes")),
         "GPU": "; ".join(filter(None, [has, provenance.gpu_places(node)])),
-        "Drives": UNKNOWN if own is None else "; ".join(_drive(drive) for drive in own) or "none",
+        "Drives": UNKNOWN if drives is None else "; ".join(_drive(drive) for drive in drives) or "none",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN,
         "Lacks": "; ".join(f"{what}: {why}" for what, why in missing.items()) if isinstance(missing, dict) else "",
     }
