@@ -23,7 +23,8 @@ def render(run: Run, drawn: Sequence[Drawn]) -> str:
 def write_report(run: Run, drawn: Sequence[Drawn]) -> Path:
     """Write `report.html` and `report.md` into the run's folder, with the given figures; return the page's path."""
     content = gathered(run, drawn)
-    write_bytes(run.path / "report.md", markdown.render(content).encode())
+    # half a surrogate pair, which JSON can hold, is no text
+    write_bytes(run.path / "report.md", markdown.render(content).encode(errors="replace"))
     path = run.path / "report.html"
-    write_bytes(path, page.render(content).encode())
+    write_bytes(path, page.render(content).encode(errors="replace"))
     return path

@@ -44,6 +44,7 @@ class TrialPart:
     trial: Trial
     glance: str
     notes: tuple[str, ...]
+    trouble: str | None
     facts: tuple[tuple[str, str], ...]
     stacks: str | None
     command: str | None
@@ -105,6 +106,9 @@ def _facts(run: Run) -> tuple[Fact, ...]:
     commit = f"commit {told(git.get('commit'))[:12]}{dirty}" if isinstance(git, Mapping) else "not in git"
     versions = record.get("versions") or {}
     took = duration_text(seconds(record.get("started"), record.get("ended"))) if record.get("ended") else "not ended"
+    imported = record.get("import")
+    left = imported.get("left") if isinstance(imported, Mapping) else None
+    unused = [f"{told(one.get('file'))} ({told(one.get('reason'))})" for one in left or () if isinstance(one, Mapping)]
     return (
         Fact("Command", command(argv) if argv else UNKNOWN, True),
         Fact("In folder", told(record.get("cwd")), True),
@@ -114,6 +118,7 @@ def _facts(run: Run) -> tuple[Fact, ...]:
         Fact("State", told(record.get("state"))),
         Fact("Code", commit),
         Fact("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
+        *([Fact("Files not used", "; ".join(unused))] if unused else []),
     )
 
 
@@ -179,6 +184,7 @@ def _part(run: Run, trial: Trial, drawn: Sequence[Drawn], rows: Sequence[Mapping
         trial=trial,
         glance=_glance(trial),
         notes=(*notes, *([f"Note: {trouble}."] if trouble else [])),
+        trouble=str(trouble) if trouble else None,
         facts=_trial_facts(trial),
         stacks=_stacks(trial),
         command=command(argv) if argv else None,

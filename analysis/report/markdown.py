@@ -40,7 +40,9 @@ def _parts(content: Content) -> Iterator[str]:
     if content.figures:
         yield "## Figures"
         yield from (_figure(content, one) for one in content.figures)
-    for table in (content.trials, *content.measured, *content.nodes):
+    yield from _table(content, content.trials)
+    yield from (f"- {escaped(one.trial.id)}: {escaped(one.trouble)}." for one in content.parts if one.trouble)
+    for table in (*content.measured, *content.nodes):
         yield from _table(content, table)
     yield "## Run it again"
     yield fenced(content.reproduce) if content.reproduce else "The run does not say how."

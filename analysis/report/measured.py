@@ -32,7 +32,8 @@ _LATENCIES = {"p50": "d2c_p50_us", "p99": "d2c_p99_us", "p99.9": "d2c_p999_us", 
 _TRIAL = (Column("Trial", wide=True), Column("Verdict"), Column("Operation"))
 _SAW = (
     "Requests issued in each trial's traced window. Latency is issue to completion at the block layer. Queue "
-    "depth: requests issued and not yet completed, the mean over the window. Sequential: requests that begin "
+    "depth: requests issued and not yet completed, the mean over the window, and busy while there is "
+    "at least one. Sequential: requests that begin "
     "where the one before them ended. Footprint: distinct sectors touched; accesses: how often each of them was, "
     "on average."
 )
@@ -40,6 +41,8 @@ _CEILING = (
     "What fio reaches sequentially on the same storage; the shares are of bytes on the device per second, over "
     "the whole window and over the phases that came closest."
 )
+#: A phase in which less than this share moved of what moved in another tells nothing of how close a job came.
+_TELLING = 0.01
 _ABOVE = (
     "Above 100 %, the job was faster than fio on the same storage: fio found its blocks busier, a cache within "
     "the drive served the job, or the ceiling itself varies that much."
@@ -74,7 +77,11 @@ def requests_table(run: Run) -> Table:
     """Return what the device saw of each trial, a row for reads and one for writes; trials without single requests are
     told in one line."""
     groups = {"Requests": ("count", "mean size", "per second"), "Latency": tuple(_LATENCIES)}
-    groups |= {"Queue depth": ("mean", "max"), "Place": ("sequential", "footprint", "accesses per sector")}
+    groups |= {
+        "Bandwidth (GiB/s)": ("mean", "peak"),
+        "Queue depth": ("mean", "max", "busy"),
+        "Place": ("sequential", "footprint", "accesses per sector"),
+    }
     columns = [Column(label, group, numeric=True) for group, labels in groups.items() for label in labels]
     found, silent = [], []
     profiles = _profiles(run)
@@ -105,8 +112,11 @@ def _request_cells(row: Mapping[str, Any]) -> list[Cell]:
         number(row["request_bytes_mean"], bytes_text(row["request_bytes_mean"])),
         plain("iops"),
         *(number(row[name], latency_text(row[name])) for name in _LATENCIES.values()),
+        plain("bandwidth_gib_s"),
+        plain("bandwidth_peak_gib_s"),
         plain("depth_mean"),
         plain("depth_max"),
+        _share_cell(row["busy_share"]),
         _share_cell(row["sequential_share"]),
         amount(row["footprint_bytes"]),
         plain("accesses_mean"),
@@ -116,12 +126,14 @@ def _request_cells(row: Mapping[str, Any]) -> list[Cell]:
 def ceiling_table(run: Run, rows: Rows) -> Table:
     """Return what share of its storage's ceiling each trial reached, of those that have one."""
     found = []
+    phases_of = _phases(run)
     for trial in run.published:
         top = ceiling.ceiling_of(trial)
         whole, *phases = rows[trial.slug]
         for op in DATA if top else ():
             assert top is not None
             share, best = whole.get(f"{op}_ceiling_share"), ceiling.busiest(phases, op, top)
+            best = best or _busiest(phases_of.get((trial.slug, op), ()))
             if share is None and best is None:
                 continue
             cells = [
@@ -136,6 +148,23 @@ def ceiling_table(run: Run, rows: Rows) -> Table:
     columns = (*_TRIAL, *(Column(label, numeric=True) for label in labels), Column("which"))
     after = (_ABOVE,) if above else ()
     return Table("ceiling", "Against the ceiling", _CEILING, columns, tuple(found), after)
+
+
+def _phases(run: Run) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the profile of each kind of phase, by trial and operation."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in read_profile(run).filter(pl.col("phases").is_not_null()).to_dicts() if run.published else ():
+        found.setdefault((row["slug"], row["op"]), []).append(row)
+    return found
+
+
+def _busiest(phases: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Return name and share of the phase that came closest to the ceiling, of those in which more than next to nothing
+    moved: for a job whose phases do not tell their bytes."""
+    most = max((row["bytes"] or 0 for row in phases), default=0)
+    own = [row for row in phases if row["ceiling_share"] and row["bytes"] >= _TELLING * most]
+    best = max(own, key=lambda row: row["ceiling_share"], default=None)
+    return None if best is None else (best["phase"], best["ceiling_share"])
 
 
 def roles_table(run: Run, rows: Rows) -> Table:
