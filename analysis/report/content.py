@@ -89,7 +89,7 @@ def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
         findings=judged.findings_table(run),
         advice=judged.advice_table(run),
         figures=tuple(one for one in drawn if one.trial is None),
-        trials=_trials(run, parts),
+        trials=_trials(run, parts).known,
         measured=tuple(measured.tables(run)),
         nodes=tuple(nodes.tables(run)),
         parts=parts,
@@ -157,7 +157,7 @@ def _row(part: TrialPart) -> Row:
         number(took, duration_text(took)),
         *(cell for operation in ("read", "write") for cell in _triple(trial, operation)),
         *counts,
-        text(f"{told(trial.section('node').get('hostname'))}: {_device(trial)}"),
+        _place(trial),
     )
     return Row(cells, trial.slug)
 
@@ -219,6 +219,12 @@ def _stacks(trial: Trial) -> str | None:
         return None
     done = trial.section("stacks").get("state") == "recorded"
     return f"with stacks{'' if done else ' (none recorded)'}: bandwidth and latency are disturbed"
+
+
+def _place(trial: Trial) -> Cell:
+    """Return node and device of a trial."""
+    host, device = told(trial.section("node").get("hostname")), _device(trial)
+    return text(UNKNOWN if host == device == UNKNOWN else f"{host}: {device}")
 
 
 def _device(trial: Trial) -> str:

@@ -62,7 +62,7 @@ def tables(run: Run) -> list[Table]:
     """Return the tables of what was measured, without those that the run has no row for."""
     rows = summary_rows(run)
     found = [requests_table(run), ceiling_table(run, rows), roles_table(run, rows), engines_table(run)]
-    return [one for one in found if one.rows or one.after]
+    return [one.known for one in found if one.rows or one.after]
 
 
 def summary_rows(run: Run) -> dict[str, list[dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.units import UNKNOWN, bytes_text, exact_bytes_text
 
@@ -70,6 +70,32 @@ class Table:
             else:
                 found.append((column.group, [(place, column)]))
         return found
+
+    @property
+    def known(self) -> Table:
+        """The table without the columns of which no row knows anything; a sentence names them."""
+        kept = [
+            place
+            for place in range(len(self.columns))
+            if not self.rows or any(_tells(row.cells[place]) for row in self.rows)
+        ]
+        columns = tuple(self.columns[place] for place in kept)
+        shown = {column.group for column in columns}
+        left = [
+            column for place, column in enumerate(self.columns) if place not in kept and (column.label or column.group)
+        ]
+        # a group of which nothing is left is named as one
+        names = dict.fromkeys(
+            column.group if column.group and column.group not in shown else f"{column.group} {column.label}".strip()
+            for column in left
+        )
+        rows = tuple(replace(row, cells=tuple(row.cells[place] for place in kept)) for row in self.rows)
+        after = (*self.after, f"No trial knows: {', '.join(names)}.") if names else self.after
+        return replace(self, columns=columns, rows=rows, after=after)
+
+
+def _tells(cell: Cell) -> bool:
+    return cell.kind != "unknown" and bool(cell.text or cell.links)
 
 
 NOTHING = Cell("–", kind="unknown")

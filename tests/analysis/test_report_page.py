@@ -13,6 +13,7 @@ import pytest
 from analysis import draw_run, load_run
 from analysis.logs import tail
 from analysis.report import write_report
+from analysis.report.table import Cell, Column, Row, Table
 from analysis.vega import json_for_script, page
 from tests.analysis.made_run import (
     MIB,
@@ -203,3 +204,19 @@ def test_a_log_tail_is_bounded_and_without_terminal_escapes(tmp_path: Path) -> N
     log = tmp_path / "x.log"
     log.write_bytes(b"a" * 10**6 + b"\n\x1b[31mred\x1b[0m \x07bell\r50 %\r100 %\nlast \xff\n")
     assert tail(log, 4) == "red bell\n50 %\n100 %\nlast \ufffd"
+
+
+def test_columns_that_no_trial_knows_are_named_in_a_sentence() -> None:
+    columns = (
+        Column("Trial"),
+        Column("read", "Bytes"),
+        Column("write", "Bytes"),
+        Column("Lost"),
+        Column("p50", "Time"),
+    )
+    unknown = Cell("unknown", kind="unknown")
+    rows = (Row((Cell("a"), Cell("1 KiB", 1024), unknown, unknown, unknown)), Row((Cell("b"), *[unknown] * 4)))
+    table = Table("t", "T", "", columns, rows, ("One more thing.",)).known
+    assert [column.label for column in table.columns] == ["Trial", "read"]
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [["a", "1 KiB"], ["b", "unknown"]]
+    assert table.after == ("One more thing.", "No trial knows: Bytes write, Lost, Time.")
