@@ -70,7 +70,8 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
     shared = comparable(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
 
     def timeline(trial: Trial) -> Timeline:
-        seconds = max(lengths.of(trial), shared) / NS_PER_S
+        # a window shorter than a bin still has one
+        seconds = max(lengths.of(trial), shared, width) / NS_PER_S
         return Timeline(trial, *extents.of(trial), width, _or_reason(moved, trial), seconds, top, ceilings)
 
     return Tried(trials, timeline)
