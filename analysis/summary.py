@@ -16,7 +16,7 @@ from analysis.metrics import summarise
 from analysis.run import Run, load_run
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 4
+METRICS_VERSION = 5
 
 _COLUMNS = {
     "trial": pa.string(),
