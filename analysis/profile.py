@@ -28,7 +28,7 @@ from analysis.latency import Latencies
 from analysis.run import Run, Trial, load_trial
 from analysis.schema import OPERATIONS
 from analysis.spans import Sections, Span, by_class, joined, spans
-from analysis.summary import axis_array, stored_rows, versioned
+from analysis.summary import axis_array, readable, stored_rows, tried, versioned
 from analysis.trace import NEVER, Addressed, addressed, events
 from analysis.units import GIB, NS_PER_S, SECTOR_BYTES
 
@@ -91,6 +91,7 @@ _COLUMNS = {
     "io_stalled_s": pa.float64(),
     "io_stalled_share": pa.float64(),
     "iowait_share": pa.float64(),
+    "unreadable": pa.string(),
 }
 _LEADING = 5
 
@@ -115,8 +116,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
     - `footprint_bytes`: distinct sectors touched, times 512. `accesses_mean`: bytes over footprint.
     - `ceiling_share`: bandwidth over what fio reached (`analysis.ceiling`). `expected_*`: of the whole window.
     - `gpu_busy_share`, `iowait_share`: means of the samples in the span, of all GPUs, of the CPUs. `io_stalled_s`: how
-      long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of the time between
-      readings, both unknown where that is less than nine tenths of the span.
+      long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of the
+      time between readings, both unknown where that is less than nine tenths of the span.
     """
     trial = load_trial(trial_dir)
     told = spans(trial_dir)
@@ -146,21 +147,24 @@ def read_profile(run: Run) -> pl.DataFrame:
     """Return the profiles of all trials of a run, in plan order.
 
     They are kept in the run's `metrics.parquet`; trials that it lacks in their attempt are computed, and added where
-    the folder can be written to.
+    the folder can be written to. A trial that cannot be read has rows that know nothing and say in `unreadable` what is
+    wrong with it; those are not kept.
     """
     stored = stored_rows(run.path / FILE, _COLUMNS)
     rows: list[Mapping[str, Any]] = []
-    complete = True
     for trial in run.published:
-        known = stored.get((trial.slug, trial.attempt))
-        rows.extend(known or profile(trial.path))
-        complete = complete and known is not None
-    table = _table(rows)
-    if not complete:
-        _keep(table, run.path / FILE)
-    frame = pl.from_arrow(table)
+        rows.extend(_rows(trial, stored.get((trial.slug, trial.attempt))))
+    kept = readable(rows)
+    if not {(row["slug"], row["attempt"]) for row in kept} <= {*stored}:
+        _keep(_table(kept), run.path / FILE)
+    frame = pl.from_arrow(_table(rows))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _rows(trial: Trial, known: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+    blank = [{"phase": metrics.WHOLE, "op": op} for op in ROWS]
+    return tried(trial, lambda: known or profile(trial.path), blank)
 
 
 def _keep(table: pa.Table, path: Path) -> None:

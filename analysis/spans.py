@@ -42,9 +42,8 @@ class Span:
 
 
 def spans(trial_dir: str | Path) -> list[Span]:
-    """Return the spans of a trial: the traced window (without it from the first issue or completion to the last; without requests it
-    is empty),
-    generation where there is one, each kind of phase.
+    """Return the spans of a trial: the traced window (without it from the first issue or completion to the last;
+    without requests it is empty), generation where there is one, each kind of phase.
 
     A kind is all phases of one name and one set of telling attributes: words, and sizes (`size_bytes`), not the number
     of a loop or what it measured. A phase that did not end, or of no duration, is in none.
