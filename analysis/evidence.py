@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from analysis import samples
+from analysis.errors import AnalysisError
 from analysis.metrics import WHOLE, generation_span, phases
 from analysis.profile import read_profile
 from analysis.run import Run, Trial
@@ -74,7 +75,8 @@ class Evidence:
 
     @cached_property
     def sizes(self) -> pl.DataFrame:
-        """How many requests were issued in the span: `op`, `rwbs`, `bytes` (each), `count`; no rows without a trace."""
+        """How many requests were issued in the span: `op`, `rwbs`, `bytes` (each), `count`; no rows without a trace,
+        or where it was damaged after its metrics were kept: its figures tell of that."""
         path = self.trial.table("requests")
         columns = {"op": pl.String, "rwbs": pl.String, "bytes": pl.Int64, "count": pl.Int64}
         if path is None:
@@ -85,8 +87,11 @@ class Evidence:
             told = told.filter(pl.col("issue_ns").is_between(begin, end, closed="left"))
         keys = [pl.col("op").cast(pl.String), pl.col("rwbs").cast(pl.String), pl.col("bytes")]
         counted = told.select(keys).group_by("op", "rwbs", "bytes").agg(pl.len().cast(pl.Int64).alias("count"))
-        with reading(path):
-            return counted.filter(pl.col("op").is_in(OPERATIONS[:2])).collect(engine="streaming")
+        try:
+            with reading(path):
+                return counted.filter(pl.col("op").is_in(OPERATIONS[:2])).collect(engine="streaming")
+        except AnalysisError:
+            return pl.DataFrame(schema=columns)
 
     @cached_property
     def samples(self) -> pl.DataFrame:

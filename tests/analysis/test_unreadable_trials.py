@@ -37,7 +37,8 @@ def wrong_types(path: Path) -> None:
 def damaged_pages(path: Path) -> None:
     """Leave the end of the file, which tells what is in it, as it is."""
     data = bytearray(path.read_bytes())
-    data[4 : len(data) // 2] = b"\xa5" * (len(data) // 2 - 4)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[4:footer] = b"\xa5" * (footer - 4)
     path.write_bytes(data)
 
 
@@ -89,3 +90,13 @@ def test_the_report_is_drawn_and_tells_of_it(
     assert "its data cannot be read" in row
     section = page[page.index(f'id="trial-{broken.slug}"') :]
     assert "requests.parquet" in section[: section.index("</details>")]
+
+
+def test_damage_after_metrics_were_kept_costs_neither_findings_nor_advice(tmp_path: Path) -> None:
+    run = make_run(tmp_path, sizes=(MIB,), repeats=1)
+    write_summary(run)
+    read_profile(load_run(run))
+    damaged_pages(load_run(run).published[0].path / "requests.parquet")
+    assert findings(load_run(run))
+    assert isinstance(advice(load_run(run)), list)
+    assert [one.sizes.is_empty() for one in gathered(load_run(run))[:2]] == [True, False]
