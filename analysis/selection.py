@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from analysis import spans
 from analysis.errors import AnalysisError, nearest
-from analysis.metrics import Phase, phases
+from analysis.metrics import GENERATION, Phase, phases
 from analysis.run import STATES, Run, Trial
 from analysis.units import bytes_text
 
@@ -60,8 +61,11 @@ def phases_like(told: Sequence[Phase], wanted: str) -> list[Phase]:
     """Return the phases that `wanted` describes: a name, and words that each is one of the phase's attributes.
 
     `decode` is every step; `load aio cpu 64 MiB` and `load api=aio size_bytes=67108864` tell attributes by value or
-    by name and value, `decode step=3` a step.
+    by name and value, `decode step=3` a step. `generation` is prefill and every decode step.
     """
+    generating = [phase for phase in told if phase.name in GENERATION]
+    if wanted == spans.GENERATION and generating:
+        return generating
     names = sorted({phase.name for phase in told}, key=len, reverse=True)
     name = next((name for name in names if wanted == name or wanted.startswith(f"{name} ")), None)
     if name is None:
@@ -82,12 +86,12 @@ def phases_like(told: Sequence[Phase], wanted: str) -> list[Phase]:
 def phase_spans(trial_dir: str | Path, wanted: str) -> list[Span]:
     """Return the spans of the finished phases that `wanted` describes; AnalysisError where there are none."""
     try:
-        spans = spans_of(phases_like(phases(trial_dir), wanted))
+        found = spans_of(phases_like(phases(trial_dir), wanted))
     except AnalysisError as error:
         raise AnalysisError(f"{trial_dir}: {error}") from None
-    if not spans:
+    if not found:
         raise AnalysisError(f"{trial_dir}: the phase {wanted!r} never ended: its process died inside")
-    return spans
+    return found
 
 
 def spans_of(told: Sequence[Phase]) -> list[Span]:

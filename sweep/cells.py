@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,9 @@ class Cells:
     def __init__(self, sweep: Sweep, named: Mapping[str, Any] | None = None) -> None:
         """Take the cells of `sweep`; `named` are values beside its axes that conditions may ask for."""
         self._sweep, self._named = sweep, named or {}
-        self._exclude, self._only = (_conditions(sweep, section) for section in ("exclude", "only"))
+        self._conditions = {section: _conditions(sweep, section) for section in ("exclude", "only")}
+        #: How many cells met each condition, by section.
+        self.met: dict[str, Counter[str]] = {section: Counter() for section in self._conditions}
         self._axes = {
             name: [place for place, axis in enumerate(sweep.axes) if axis.path.partition(".")[0] == name]
             for name in (*SECTIONS, "workload")
@@ -43,15 +46,8 @@ class Cells:
         self._first = None if _tied(sweep) else self._typed_first()
 
     def places(self) -> Iterator[Places]:
-        """Yield every cell that is not left out, the last axis turning fastest; raise ConfigError where all are."""
-        none = True
-        for places in self._product():
-            if self._kept(places):
-                none = False
-                yield places
-        if none:
-            listed = ", ".join(repr(text) for text in (*self._sweep.exclude, *self._sweep.only))
-            raise ConfigError(self._sweep.source, None, f"has no cells left: exclude and only state {listed}")
+        """Yield every cell that is not left out, the last axis turning fastest."""
+        return (places for places in self._product() if self._kept(places))
 
     def _product(self) -> Iterator[Places]:
         together = self._sweep.together or tuple((place,) for place in range(len(self._sweep.axes)))
@@ -62,14 +58,15 @@ class Cells:
             yield tuple(flat[place] for place in back)
 
     def _kept(self, places: Places) -> bool:
-        if not (self._exclude or self._only):
+        if not any(self._conditions.values()):
             return True
         cell = dict(self._named)
         for axis, place in zip(self._sweep.axes, places, strict=True):
             cell[axis.path] = cell[axis.path.rpartition(".")[2]] = axis.values[place]
-        if self._only and not any(test(cell) for test in self._only):
-            return False
-        return not any(test(cell) for test in self._exclude)
+        meets = {section: [text for text, test in tests if test(cell)] for section, tests in self._conditions.items()}
+        for section, texts in meets.items():
+            self.met[section].update(texts)
+        return not meets["exclude"] and (not self._conditions["only"] or bool(meets["only"]))
 
     def config(self, places: Places) -> dict[str, Any]:
         """Return the configuration of one cell, every key present; raise ConfigError where it makes no sense.
@@ -134,11 +131,12 @@ class Cells:
             self._checked.add(key)
 
 
-def _conditions(sweep: Sweep, section: str) -> list[Test]:
+def _conditions(sweep: Sweep, section: str) -> list[tuple[str, Test]]:
+    """Return the conditions of `exclude` or `only`, each with its text."""
     found = []
     for place, text in enumerate(getattr(sweep, section)):
         try:
-            found.append(parse(text, sweep.known))
+            found.append((text, parse(text, sweep.known)))
         except ExpressionError as error:
             raise ConfigError(sweep.source, f"{section}[{place}]", str(error)) from None
     return found

@@ -123,6 +123,8 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
     cells = sum(trial.repeat == 1 for trial in plan.trials)
     repeats = f"{'up to ' if cells * sweep.repeats > len(plan.trials) else ''}{counted(sweep.repeats, 'repeat')}"
     print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}, {counted(cells, 'cell')} x {repeats}")
+    for text in plan.idle:
+        print(f"note: no cell meets {text}")
     if sweep.description:
         print(sweep.description)
     width = max(len(t.id) for t in plan.trials)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -335,7 +335,7 @@ def _checked_scenarios(
         for raw in [raw for raw in raws.values() if _has_key(raw, path)] or raws.values():
             _override(raw, text)
     inherited = _grid_in(below)
-    known = list(dict.fromkeys([SCENARIO, *(name for raw in raws.values() for name in _axis_names(raw))]))
+    known = {SCENARIO: tuple(raws)} | _axis_values(raws.values())
     parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited, known) for name, raw in raws.items()}
     first = next(iter(parts.values()))
     figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
@@ -344,12 +344,17 @@ def _checked_scenarios(
     return replace(whole, order=first.order, seed=first.seed)
 
 
-def _axis_names(raw: Mapping[str, Any]) -> list[str]:
-    """Return what conditions may call the axes of a sweep that is not checked yet: keys, and their last words."""
-    groups = raw.get("zip")
-    sections = [raw.get("grid"), *(groups if isinstance(groups, list) else [groups])]
-    paths = [path for section in sections if isinstance(section, Mapping) for path, _ in flattened(section, "")]
-    return [name for path in paths for name in (path.rpartition(".")[2], path)]
+def _axis_values(raws: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return what conditions may call the axes of sweeps that are not checked yet, keys and their last words, each with
+    its values."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for raw in raws:
+        groups = raw.get("zip")
+        for section in [raw.get("grid"), *(groups if isinstance(groups, list) else [groups])]:
+            for path, values in flattened(section, "") if isinstance(section, Mapping) else ():
+                for name in (path.rpartition(".")[2], path):
+                    found[name] = (*found.get(name, ()), *(values if isinstance(values, list) else ()))
+    return found
 
 
 def _has_key(raw: Mapping[str, Any], path: str) -> bool:
@@ -363,13 +368,16 @@ def _has_key(raw: Mapping[str, Any], path: str) -> bool:
 
 
 def _checked_cells(
-    source: str, raw: dict[str, Any], inherited: Collection[str] = (), known: Sequence[str] = ()
+    source: str,
+    raw: dict[str, Any],
+    inherited: Collection[str] = (),
+    known: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Sweep:
     """Return a checked sweep without scenarios.
 
     `inherited` are the axes that come from below a scenario, `known` what conditions may name in any scenario.
     """
-    names = known or _axis_names(raw)
+    names = known or _axis_values([raw])
     grid, groups = _pop_grid(source, raw), _pop_zip(source, raw)
     check_shape(source, Definition, raw, "")
     kind = workload_kind(source, raw)
@@ -383,7 +391,7 @@ def _checked_cells(
     if not 1 <= told["repeats"] <= _MOST_REPEATS:
         raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {told['repeats']}")
     sweep = Sweep(source, told["name"], told["description"], told["repeats"], (), axes, raw, together)
-    sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=tuple(names))
+    sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
     sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told))
     return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
 
@@ -401,7 +409,8 @@ def _chosen_figures(sweep: Sweep, figures: Sequence[str] | None) -> tuple[str, .
     if figures is not None:
         return tuple(figures)
     cells = Cells(sweep)
-    return _figures(cells.config(next(cells.places()))["workload"], sweep.axes)
+    first = next(cells.places(), None)
+    return () if first is None else _figures(cells.config(first)["workload"], sweep.axes)
 
 
 def _check_figures(sweep: Sweep) -> None:

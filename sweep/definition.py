@@ -69,7 +69,8 @@ class Axis:
 class Sweep:
     """A checked definition. `source` names the file in messages; `base` is its YAML before the grid is applied.
 
-    `together` lists the axes that turn as one, by place; `exclude` and `only` are conditions, on the names `known`.
+    `together` lists the axes that turn as one, by place; `exclude` and `only` are conditions, on the axes `known`,
+    each with its values.
     One with scenarios has no cells of its own: they are those of the sweep that each scenario makes of it.
     """
 
@@ -83,7 +84,7 @@ class Sweep:
     together: tuple[tuple[int, ...], ...] = ()
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    known: tuple[str, ...] = ()
+    known: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     order: Order = Order.interleaved
     seed: int | None = None
     scenarios: Mapping[str, Sweep] = field(default_factory=dict)

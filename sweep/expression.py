@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -40,22 +40,26 @@ _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
 _RESERVED = ("and", "or", "not", "in")
 
 
-def parse(text: str, axes: Collection[str]) -> Test:
-    """Return the condition that `text` states on cells with these axes.
+def parse(text: str, axes: Mapping[str, Sequence[Any]]) -> Test:
+    """Return the condition that `text` states on cells with these axes, each with its values.
 
-    An axis that a cell does not have is null there. Raises ExpressionError, which says where in the text.
+    An axis that a cell does not have is null there. Raises ExpressionError, which says where in the text; also for a
+    value that is misspelt, and for an order that there cannot be.
     """
     return _Parser(text, axes).whole()
 
 
 class _Parser:
-    def __init__(self, text: str, axes: Collection[str]) -> None:
+    def __init__(self, text: str, axes: Mapping[str, Sequence[Any]]) -> None:
         self._text, self._axes = text, axes
         self._tokens = list(_tokens(text))
         self._next = 0
 
     def whole(self) -> Test:
-        test = self._any()
+        try:
+            test = self._any()
+        except RecursionError:
+            raise ExpressionError(f"{self._text[:40]!r}...: is nested too deeply") from None
         if self._kind() is not None:
             self._fail("and, or or the end")
         return test
@@ -86,13 +90,39 @@ class _Parser:
         refused = self._took("not")
         if self._took("in"):
             values = self._list()
+            for value in values:
+                self._check_value(axis, value)
             return lambda cell: any(_compare("==", cell.get(axis), value) for value in values) is not refused
         kind = self._kind()
         if refused or kind is None or kind not in _COMPARED:
             self._fail("in" if refused else "one of == != < <= > >= in, not in")
         self._next += 1
         value = self._value()
+        if kind in ("==", "!="):
+            self._check_value(axis, value)
+        else:
+            self._check_order(axis, value)
         return lambda cell: _compare(kind, cell.get(axis), value)
+
+    def _check_value(self, axis: str, stated: Any) -> None:
+        """Refuse a value that is none of the axis, but much like one."""
+        held = [str(value) for value in self._axes[axis]]
+        if stated is None or any(_compare("==", value, stated) for value in self._axes[axis]):
+            return
+        lower = {value.lower(): value for value in held}
+        near = difflib.get_close_matches(str(stated).lower(), lower, 1)
+        if near:
+            listed = ", ".join(held)
+            raise ExpressionError(
+                f"{self._text!r}: {axis} is never {stated!r}; did you mean {lower[near[0]]}? its values: {listed}"
+            )
+
+    def _check_order(self, axis: str, stated: Any) -> None:
+        """Refuse an order between what has none."""
+        if any((_number(value) is None) == (_number(stated) is None) for value in self._axes[axis]):
+            return
+        listed = ", ".join(str(value) for value in self._axes[axis])
+        raise ExpressionError(f"{self._text!r}: {stated!r} is neither less nor more than {axis}, which is {listed}")
 
     def _axis(self) -> str:
         kind = self._kind()
@@ -102,7 +132,9 @@ class _Parser:
         if name not in self._axes:
             near = difflib.get_close_matches(name, list(self._axes), 1, 0.5)
             hint = f"did you mean {near[0]}? " if near else ""
-            self._fail(f"the name of an axis ({hint}axes: {', '.join(self._axes) or 'none'})")
+            place = self._tokens[self._next][2]
+            listed = ", ".join(self._axes) or "none"
+            raise ExpressionError(f"{self._text!r}: no axis {name!r} (character {place + 1}); {hint}axes: {listed}")
         self._next += 1
         return name
 
@@ -151,7 +183,10 @@ def _tokens(text: str) -> Iterator[tuple[str, str, int]]:
         found = _TOKEN.match(text, place)
         if found is None:
             rest = text[place:].lstrip()
-            raise ExpressionError(f"{text!r}: {rest[0]!r} at character {text.index(rest, place) + 1} cannot be read")
+            hint = "; did you mean ==?" if rest[0] == "=" else ""
+            raise ExpressionError(
+                f"{text!r}: {rest[0]!r} at character {text.index(rest, place) + 1} cannot be read{hint}"
+            )
         name = str(found.lastgroup)
         token = found[name]
         kind = token if name == "sign" or token in _RESERVED else name

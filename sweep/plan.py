@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +17,7 @@ import analysis
 import tasks
 from sweep.cells import Cells
 from sweep.definition import SCENARIO, Order, Sweep
+from sweep.errors import ConfigError
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -46,13 +48,35 @@ class Grid:
 
     def __init__(self, sweep: Sweep) -> None:
         """Expand `sweep`; raises ConfigError where a cell makes no sense."""
-        self.trials: tuple[Trial, ...] = tuple(_expanded(sweep))
+        #: Conditions that no cell met, as they stand in the file.
+        self.idle: list[str] = []
+        self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
         self._asked = False
 
     def next_trials(self, finished: Mapping[str, Mapping[str, Any]]) -> tuple[Trial, ...]:
         """Return the trials to run next, given the records of the finished ones by id: all of them, once."""
         asked, self._asked = self._asked, True
         return () if asked else self.trials
+
+    def _expanded(self, sweep: Sweep) -> Iterator[Trial]:
+        scenarios = [({SCENARIO: name}, part) for name, part in sweep.scenarios.items()]
+        cells: list[_Cell] = []
+        met: dict[str, Counter[str]] = {"exclude": Counter(), "only": Counter()}
+        for named, part in scenarios or [({}, sweep)]:
+            made = Cells(part, named)
+            cells += _cells(part, named, made)
+            for section, counts in met.items():
+                counts.update({text: made.met[section][text] for text in getattr(part, section)})
+        self.idle = [f"{section}: {text}" for section, counts in met.items() for text, n in counts.items() if not n]
+        if not cells:
+            listed = ", ".join(dict.fromkeys(text for counts in met.values() for text in counts))
+            raise ConfigError(sweep.source, None, f"has no cells left: exclude and only state {listed}")
+        turns = [(repeat, place) for repeat in range(1, sweep.repeats + 1) for place in range(len(cells))]
+        if sweep.order is Order.listed:
+            turns.sort(key=lambda turn: turn[1])
+        elif sweep.order is Order.random:
+            random.Random(sweep.seed).shuffle(turns)
+        yield from (cells[place].trial(repeat) for repeat, place in turns if repeat <= cells[place].repeats)
 
 
 @dataclass(frozen=True)
@@ -70,23 +94,8 @@ class _Cell:
         return Trial(identity, slug_of(identity), self.values, repeat, self.config)
 
 
-def _expanded(sweep: Sweep) -> Iterator[Trial]:
-    cells = list(_cells(sweep, {}))
-    for name, scenario in sweep.scenarios.items():
-        cells += _cells(scenario, {SCENARIO: name})
-    turns = [(repeat, place) for repeat in range(1, sweep.repeats + 1) for place in range(len(cells))]
-    if sweep.order is Order.listed:
-        turns.sort(key=lambda turn: turn[1])
-    elif sweep.order is Order.random:
-        random.Random(sweep.seed).shuffle(turns)
-    yield from (cells[place].trial(repeat) for repeat, place in turns if repeat <= cells[place].repeats)
-
-
-def _cells(sweep: Sweep, named: Mapping[str, Any]) -> Iterator[_Cell]:
-    """Yield the cells that are the sweep's own."""
-    if sweep.scenarios:
-        return
-    cells = Cells(sweep, named)
+def _cells(sweep: Sweep, named: Mapping[str, Any], cells: Cells) -> Iterator[_Cell]:
+    """Yield the cells of a sweep without scenarios; `named` are values beside its axes."""
     first = [word(label, value) for label, value in named.items()]
     words = [[word(axis.label, value) for value in axis.values] for axis in sweep.axes]
     for places in cells.places():

@@ -67,8 +67,9 @@ def _check_list(source: str, where: str, value: Any, expected: Any) -> None:
     if isinstance(value, Mapping):
         raise ConfigError(source, where, f"must be a list, not {shown(value)}")
     if not isinstance(value, list):
-        words = value.split() if isinstance(value, str) else [value]
-        listed = ", ".join(f'"{w}"' if set(str(w)) & set("{}[],:#") else str(w) for w in words)
+        # what reads like a condition is one entry
+        words = value.split() if isinstance(value, str) and not re.search("[<=>]", value) else [value]
+        listed = ", ".join(f'"{w}"' if set(str(w)) & set("{}[],:#<=>") else str(w) for w in words)
         raise ConfigError(source, where, f"must be a list, such as [{listed}], not {shown(value)}")
     for item in value:
         if item is None or not _fits(item, expected):

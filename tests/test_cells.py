@@ -120,9 +120,13 @@ def test_axes_that_turn_together(tmp_path_factory: pytest.TempPathFactory) -> No
         ({"zip": {"storage.fs": ["xfs"]}, "grid": {"storage.fs": ["xfs"]}}, "zip.storage.fs: is an axis twice"),
         ({"zip": 3}, "zip: must map configuration keys"),
         ({"zip": {"storage.fz": ["xfs"]}}, "zip.storage.fz: no such key"),
-        ({"exclude": ["fs == xfs"]}, "exclude[0]: 'fs == xfs': 'fs' at character 1"),
-        ({"grid": {"storage.fs": ["xfs"]}, "only": ["fs == ext4"]}, "has no cells left"),
-        ({"grid": {"storage.fs": ["xfs"]}, "exclude": "fs == ext4"}, "exclude: must be a list"),
+        ({"exclude": ["fs == xfs"]}, "exclude[0]: 'fs == xfs': no axis 'fs' (character 1); axes: none"),
+        (
+            {"grid": {"storage.fs": ["xfs"]}, "only": ["fs == ext4"]},
+            "has no cells left: exclude and only state fs == ext4",
+        ),
+        ({"grid": {"storage.fs": ["xfs"]}, "exclude": ["fs == xsf"]}, "exclude[0]: 'fs == xsf': fs is never 'xsf'"),
+        ({"grid": {"storage.fs": ["xfs"]}, "exclude": "fs == xfs"}, 'must be a list, such as ["fs == xfs"], not'),
         ({"order": "shuffled"}, "order: must be one of interleaved, listed, random"),
         ({"seed": 4}, "seed: would not be used"),
     ],
@@ -145,6 +149,20 @@ def test_a_condition_may_name_axes_of_another_scenario(tmp_path_factory: pytest.
     scenarios = {"a": {"grid": {"storage.fs": ["ext4", "xfs"]}}, "b": {"grid": {"workload.loops": [1, 2, 3]}}}
     found = ids(tmp_path_factory, scenarios=scenarios, exclude=["fs == xfs", "scenario == b and loops > 1"])
     assert found == ["scenario=a,fs=ext4,rep=1", "scenario=b,loops=1,rep=1"]
+
+
+def test_a_scenario_can_be_left_out_whole(tmp_path_factory: pytest.TempPathFactory) -> None:
+    scenarios = {"a": {"grid": {"storage.fs": ["ext4", "xfs"]}}, "b": {"grid": {"workload.loops": [1, 2]}}}
+    found = ids(tmp_path_factory, scenarios=scenarios, only=["scenario == b"])
+    assert found == ["scenario=b,loops=1,rep=1", "scenario=b,loops=2,rep=1"]
+
+
+def test_a_condition_that_no_cell_meets_is_noted(tmp_path_factory: pytest.TempPathFactory) -> None:
+    exclude = ["fs == zfs", "loops > 1", "loops == 9"]
+    scenarios = {"a": {"grid": {"storage.fs": ["ext4"]}}, "b": {"grid": {"workload.loops": [1, 2]}}}
+    file = tmp_path_factory.mktemp("cells") / "sweep.yaml"
+    file.write_text(yaml.safe_dump(BASE | {"figures": [], "scenarios": scenarios, "exclude": exclude}))
+    assert Grid(load(str(file))).idle == ["exclude: fs == zfs", "exclude: loops == 9"]
 
 
 def test_the_orders_of_trials(tmp_path_factory: pytest.TempPathFactory) -> None:

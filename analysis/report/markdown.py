@@ -16,6 +16,8 @@ from analysis.units import count_text
 _MARKUP = re.compile(r"([\\`*\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_]))")
 #: What begins a list at the beginning of a line.
 _LIST = re.compile(r"^([-+]|\d+[.)](?=\s))")
+#: What GitHub makes mentions and links of, up to the character whose escape stops it.
+_LINKED = re.compile(r"@|\b(?:https?|ftp):|\bwww\.", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 #: Rows that are read at a glance; longer tables are folded.
 _MOST_ROWS = 40
@@ -115,6 +117,7 @@ def _linked(content: Content, link: Link, drawn: dict[str, Drawn]) -> str:
 def escaped(text: object) -> str:
     """Return text on one line in which Markdown finds no markup."""
     line = _MARKUP.sub(r"\\\1", _SPACE.sub(" ", str(text)).strip())
+    line = _LINKED.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line)
     return _LIST.sub(lambda found: f"{found[1][:-1]}\\{found[1][-1]}", line)
 
 

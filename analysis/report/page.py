@@ -60,11 +60,12 @@ def _choices(content: Content) -> dict[str, list[str]]:
 
 def _filters(content: Content) -> dict[str, dict[str, object]]:
     """Return what the filter looks at, by the name that rows and sections of a trial carry."""
+    axes = varying(content.run.published)
     return {
         row.trial: {
             "state": row.cells[1].text,
             "text": " ".join(cell.text for cell in row.cells[:1]) + " " + row.cells[1].hint,
-            "cell": {axis: str(value) for axis, value in _cell(content, row.trial).items()},
+            "cell": {axis: str(_cell(content, row.trial).get(axis)) for axis in axes},
         }
         for row in content.trials.rows
     }

@@ -96,6 +96,7 @@ def test_samples_by_source_name_and_phase(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES), trial / "samples.parquet")
     write_phases(trial / "phases.parquet", [phase_row("decode", 20, 50), phase_row("decode", 70, 80)])
     run = load_run(tmp_path)
+    assert [phase.name for phase in phases_like(phases(trial), "generation")] == ["decode", "decode"]
     found = run.samples(source="gpu0", name=["busy"], phase="decode", **{"cell.name": "x"}).collect()
     assert found.columns[:3] == ["trial", "cell.name", "depth"]
     assert found["t_ns"].to_list() == [20, 30, 40, 70]

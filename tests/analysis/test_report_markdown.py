@@ -98,3 +98,9 @@ def test_a_trial_runs_again_alone_from_its_own_configuration(tmp_path: Path) -> 
         text=True,
     )
     assert done.stdout.strip() == "quickstart-again", done.stderr
+
+
+def test_nothing_in_a_run_mentions_or_links_anybody() -> None:
+    text = "@somebody saw https://example.org and WWW.example.org"
+    assert escaped(text) == r"\@somebody saw https\://example.org and WWW\.example.org"
+    assert MarkdownIt().renderInline(escaped(text)) == text
