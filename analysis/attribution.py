@@ -27,8 +27,8 @@ _US = NS_PER_S // 1_000_000
 class Attribution:
     """Totals of the requests issued in each span [begin, end), fed in batches. Spans may nest and overlap.
 
-    Bytes count what completed, or every request where no completion was recorded at all; request counts are of
-    requests issued. A row without an issue time belongs where it completed, and has no latency. Memory grows with
+    Bytes count what completed, or every request where no completion was recorded at all; request counts are of all
+    rows. One without an issue time belongs where it completed, and has no latency. Memory grows with
     the spans and with the requests of the spans still open, not with the trace.
     """
 

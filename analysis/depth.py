@@ -28,6 +28,8 @@ ALL = "all"
 #: Events as a number below their time: issue and completion by operation, and a cut, which changes nothing.
 _BITS = 3
 _KINDS = 1 << _BITS
+#: Times are counted from the first cut or issue; so far from it they leave no bits for the kind.
+_FARTHEST_NS = 1 << (63 - _BITS)
 _CUT = 2 * len(DATA)
 #: The kind of an issue by operation, -1 for what is not counted.
 _KIND = np.array([DATA.index(op) if op in DATA else -1 for op in OPERATIONS], np.int64)
@@ -57,7 +59,8 @@ class InFlight:
 
     def __init__(self, cuts: Array) -> None:
         """Take the times at which stretches end, sorted."""
-        self._cuts = (cuts << _BITS) | _CUT
+        self._origin = int(cuts[0]) if cuts.size else None
+        self._cuts = ((cuts - self._from()) << _BITS) | _CUT
         self._waiting = np.empty(0, np.int64)
         self._now: int | None = None
         self._last = NEVER
@@ -76,14 +79,26 @@ class InFlight:
             if times[0] < self._last or np.any(times[1:] < times[:-1]):
                 raise AnalysisError("requests are not sorted by issue_ns")
             self._last = int(times[-1])
+            self._origin = int(times[0]) if self._origin is None else self._origin
+            self._check(int(times[0]), max(self._last, int(complete_ns.max(initial=NEVER))))
+        issue_ns, complete_ns, ended = issue_ns - self._from(), complete_ns - self._from(), complete_ns != NEVER
         done = (np.maximum(complete_ns, issue_ns) << _BITS) | (kind + len(DATA))
-        ended = complete_ns != NEVER
         parts = (self._waiting, (issue_ns << _BITS) | kind, done if ended.all() else done[ended])
-        return self._until(np.concatenate(parts), (self._last << _BITS) | (_KINDS - 1))
+        return self._until(np.concatenate(parts), ((self._last - self._from()) << _BITS) | (_KINDS - 1))
 
     def finish(self) -> Stretches:
         """Return what is left, when there are no more requests."""
         return self._until(self._waiting, np.iinfo(np.int64).max)
+
+    def _from(self) -> int:
+        """Return what times are counted from; before the first of them, 0."""
+        return self._origin or 0
+
+    def _check(self, first_ns: int, last_ns: int) -> None:
+        if max(self._from() - first_ns, last_ns - self._from()) >= _FARTHEST_NS:
+            raise AnalysisError(
+                "times lie more than 36 years apart: issues, completions or window of more than one clock"
+            )
 
     def _until(self, keys: Array, horizon: int) -> Stretches:
         """Return the stretches up to `horizon` (a key); later events wait."""
@@ -106,7 +121,7 @@ class InFlight:
             begin, length, before = begin[lasting], length[lasting], before[lasting]
         depth = {op: (before >> (_PACK * place)) & ((1 << _PACK) - 1) for place, op in enumerate(DATA)}
         depth[ALL] = depth["read"] + depth["write"]
-        return Stretches(begin, length, depth)
+        return Stretches(begin + self._from(), length, depth)
 
 
 class DepthTime:

@@ -11,12 +11,14 @@ from typing import Any
 import polars as pl
 
 from analysis import samples
+from analysis.errors import AnalysisError
 from analysis.metrics import WHOLE, generation_span, phases
 from analysis.profile import read_profile
 from analysis.run import Run, Trial
 from analysis.schema import OPERATIONS
 from analysis.spans import GENERATION
-from analysis.summary import read_summary
+from analysis.summary import read_summary, unreadable
+from analysis.trace import reading
 from analysis.units import GIB
 
 
@@ -73,7 +75,8 @@ class Evidence:
 
     @cached_property
     def sizes(self) -> pl.DataFrame:
-        """How many requests were issued in the span: `op`, `rwbs`, `bytes` (each), `count`; no rows without a trace."""
+        """How many requests were issued in the span: `op`, `rwbs`, `bytes` (each), `count`; no rows without a trace,
+        or where it was damaged after its metrics were kept: its figures tell of that."""
         path = self.trial.table("requests")
         columns = {"op": pl.String, "rwbs": pl.String, "bytes": pl.Int64, "count": pl.Int64}
         if path is None:
@@ -84,7 +87,11 @@ class Evidence:
             told = told.filter(pl.col("issue_ns").is_between(begin, end, closed="left"))
         keys = [pl.col("op").cast(pl.String), pl.col("rwbs").cast(pl.String), pl.col("bytes")]
         counted = told.select(keys).group_by("op", "rwbs", "bytes").agg(pl.len().cast(pl.Int64).alias("count"))
-        return counted.filter(pl.col("op").is_in(OPERATIONS[:2])).collect(engine="streaming")
+        try:
+            with reading(path):
+                return counted.filter(pl.col("op").is_in(OPERATIONS[:2])).collect(engine="streaming")
+        except AnalysisError:
+            return pl.DataFrame(schema=columns)
 
     @cached_property
     def samples(self) -> pl.DataFrame:
@@ -105,14 +112,17 @@ class Evidence:
 
 
 def gathered(run: Run) -> list[Evidence]:
-    """Return the evidence of each published trial, in plan order."""
+    """Return the evidence of each published trial, in plan order; one of which a table cannot be read gives none."""
     if not run.published:
         return []
-    cells = Counter(_cell(trial) for trial in run.published if trial.state == "valid")
-    rows, told = _by_slug(read_summary(run)), _by_slug(read_profile(run))
+    summary, profile = read_summary(run), read_profile(run)
+    broken = unreadable(summary, profile)
+    trials = [trial for trial in run.published if trial.slug not in broken]
+    cells = Counter(_cell(trial) for trial in trials if trial.state == "valid")
+    rows, told = _by_slug(summary), _by_slug(profile)
     return [
         Evidence(trial, rows[trial.slug][0], rows[trial.slug][1:], told.get(trial.slug, []), cells[_cell(trial)])
-        for trial in run.published
+        for trial in trials
     ]
 
 

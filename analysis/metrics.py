@@ -23,7 +23,7 @@ from analysis.latency import Latencies
 from analysis.roles import owners, role_bytes
 from analysis.run import Trial, load_trial
 from analysis.schema import OPERATIONS
-from analysis.trace import NEVER, batches, events, time_column, time_range
+from analysis.trace import NEVER, batches, check, events, reading, time_column, time_range
 from analysis.units import GIB, NS_PER_S
 
 #: The tracer that reads the device's counters over time, and records no single requests.
@@ -107,14 +107,10 @@ def bandwidth_over_time(trial_dir: str | Path, bin_ns: int | None = None) -> pl.
     path = requests_path(trial_dir)
     column = time_column(path)
     place = ((pl.col(column) - begin) // width).cast(pl.Int64).alias("bin")
-    moved = (
-        pl.scan_parquet(path)
-        .select(pl.col("op").cast(pl.String), place, "bytes")
-        .filter(pl.col("op").is_in(DATA) & pl.col("bin").is_not_null())
-        .group_by("op", "bin")
-        .agg(pl.col("bytes").sum())
-        .collect(engine="streaming")
-    )
+    told = pl.scan_parquet(path).select(pl.col("op").cast(pl.String), place, "bytes")
+    kept = told.filter(pl.col("op").is_in(DATA) & pl.col("bin").is_not_null())
+    with reading(path):
+        moved = kept.group_by("op", "bin").agg(pl.col("bytes").sum()).collect(engine="streaming")
     bins = max((end - begin - 1) // width + 1, int(moved["bin"].max() or 0) + 1)  # type: ignore[arg-type]
     grid = pl.DataFrame({"op": DATA}).join(pl.DataFrame({"bin": range(bins)}), how="cross")
     return _per_bin(grid.join(moved, on=("op", "bin"), how="left"), width)
@@ -146,14 +142,16 @@ def _per_bin(moved: pl.DataFrame, width: int) -> pl.DataFrame:
 
 def request_sizes(trial_dir: str | Path) -> pl.DataFrame:
     """Return how many requests each operation made of each size: `op`, `bytes`, `count`, sorted."""
-    return (
-        pl.scan_parquet(requests_path(trial_dir))
+    path = requests_path(trial_dir)
+    counted = (
+        pl.scan_parquet(path)
         .select(pl.col("op").cast(pl.String), "bytes")
         .group_by("op", "bytes")
         .agg(pl.len().cast(pl.Int64).alias("count"))
         .sort("op", "bytes")
-        .collect(engine="streaming")
     )
+    with reading(path):
+        return counted.collect(engine="streaming")
 
 
 def latencies(trial_dir: str | Path) -> dict[str, Latencies]:
@@ -173,10 +171,14 @@ def latencies(trial_dir: str | Path) -> dict[str, Latencies]:
 
 
 def requests_path(trial_dir: str | Path) -> Path:
-    """Return the trial's `requests.parquet`; where its tracer writes none, say which tracer that was."""
+    """Return the trial's `requests.parquet`; where its tracer writes none, say which tracer that was.
+
+    Raises AnalysisError where there is a file that is none of requests.
+    """
     trial = load_trial(trial_dir)
     path = trial.table("requests")
     if path is not None:
+        check(path)
         return path
     if trial.tracer in ("none", COUNTERS):
         raise CannotDraw(f"the tracer of this trial, {trial.tracer}, records no single requests")

@@ -28,7 +28,7 @@ from analysis.latency import Latencies
 from analysis.run import Run, Trial, load_trial
 from analysis.schema import OPERATIONS
 from analysis.spans import Sections, Span, by_class, joined, spans
-from analysis.summary import axis_array, stored_rows, versioned
+from analysis.summary import axis_array, readable, stored_rows, tried, versioned
 from analysis.trace import NEVER, Addressed, addressed, events
 from analysis.units import GIB, NS_PER_S, SECTOR_BYTES
 
@@ -40,6 +40,8 @@ ROWS = (*DATA, ALL)
 #: Bytes over time are first counted in the finest bins of `metrics.round_bin`, ten times wider each time there would be
 #: more than this many of them.
 _MOST_BINS = 1 << 20
+#: The share of a span's time that must lie between readings for a time stalled in it to be known.
+_COVERED = 0.9
 _US = NS_PER_S // 1_000_000
 _DATA = tuple(OPERATIONS.index(op) for op in DATA)
 
@@ -89,6 +91,7 @@ _COLUMNS = {
     "io_stalled_s": pa.float64(),
     "io_stalled_share": pa.float64(),
     "iowait_share": pa.float64(),
+    "unreadable": pa.string(),
 }
 _LEADING = 5
 
@@ -98,7 +101,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
 
     A request belongs to the span in which it was issued; one without an issue time, in which it completed.
 
-    - `bytes`: what completed, or was issued where no completion was recorded; `requests`, `iops`: what was issued.
+    - `bytes`: what completed, or was issued where no completion was recorded; `requests`, `iops`: every request, those
+      too of which only the completion is known.
       `byte_share`, `request_share`: of those of the span. `bandwidth_gib_s`: bytes over `duration_s`.
     - `bandwidth_peak` and percentiles: over bins of `bin_ns` that lie within the span, by when bytes completed. The bin
       is `metrics.round_bin` of its longest stretch, gaps shorter than the finest bin closed.
@@ -112,7 +116,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
     - `footprint_bytes`: distinct sectors touched, times 512. `accesses_mean`: bytes over footprint.
     - `ceiling_share`: bandwidth over what fio reached (`analysis.ceiling`). `expected_*`: of the whole window.
     - `gpu_busy_share`, `iowait_share`: means of the samples in the span, of all GPUs, of the CPUs. `io_stalled_s`: how
-      long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of it.
+      long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of the
+      time between readings, both unknown where that is less than nine tenths of the span.
     """
     trial = load_trial(trial_dir)
     told = spans(trial_dir)
@@ -142,21 +147,24 @@ def read_profile(run: Run) -> pl.DataFrame:
     """Return the profiles of all trials of a run, in plan order.
 
     They are kept in the run's `metrics.parquet`; trials that it lacks in their attempt are computed, and added where
-    the folder can be written to.
+    the folder can be written to. A trial that cannot be read has rows that know nothing and say in `unreadable` what is
+    wrong with it; those are not kept.
     """
     stored = stored_rows(run.path / FILE, _COLUMNS)
     rows: list[Mapping[str, Any]] = []
-    complete = True
     for trial in run.published:
-        known = stored.get((trial.slug, trial.attempt))
-        rows.extend(known or profile(trial.path))
-        complete = complete and known is not None
-    table = _table(rows)
-    if not complete:
-        _keep(table, run.path / FILE)
-    frame = pl.from_arrow(table)
+        rows.extend(_rows(trial, stored.get((trial.slug, trial.attempt))))
+    kept = readable(rows)
+    if not {(row["slug"], row["attempt"]) for row in kept} <= {*stored}:
+        _keep(_table(kept), run.path / FILE)
+    frame = pl.from_arrow(_table(rows))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _rows(trial: Trial, known: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+    blank = [{"phase": metrics.WHOLE, "op": op} for op in ROWS]
+    return tried(trial, lambda: known or profile(trial.path), blank)
 
 
 def _keep(table: pa.Table, path: Path) -> None:
@@ -439,11 +447,22 @@ def _sampled(trial: Trial, told: Sequence[Span]) -> list[dict[str, float | None]
             break
     rows = []
     for span in told:
-        grown = _growth(stalled["t_ns"].to_numpy(), stalled["value"].to_numpy(), span)
+        grown, covered = _stalled(stalled, span)
         row = {"gpu_busy_share": _mean_share(gpus, span), "iowait_share": _mean_share(waits, span)}
-        share = _ratio(grown, span.duration_ns / NS_PER_S)
-        rows.append(row | {"io_stalled_s": grown, "io_stalled_share": share})
+        rows.append(row | {"io_stalled_s": grown, "io_stalled_share": _ratio(grown, covered)})
     return rows
+
+
+def _stalled(told: pl.DataFrame, span: Span) -> tuple[float | None, float]:
+    """Return by how much a counter of stalled seconds grew within a span, and in how many seconds of it that was seen;
+    None where less of it than _COVERED lies between the first reading and the last."""
+    t_ns = told["t_ns"].to_numpy()
+    if not t_ns.size or not span.duration_ns:
+        return None, 0.0
+    seen = np.minimum(span.end_ns, t_ns[-1]) - np.maximum(span.begin_ns, t_ns[0])
+    covered = int(np.maximum(seen, 0).sum())
+    grown = _growth(t_ns, told["value"].to_numpy(), span) if covered >= _COVERED * span.duration_ns else None
+    return grown, covered / NS_PER_S
 
 
 def _growth(t_ns: Array, value: npt.NDArray[np.float64], span: Span) -> float | None:

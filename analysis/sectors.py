@@ -12,7 +12,7 @@ import polars as pl
 
 from analysis.attribution import DATA
 from analysis.metrics import requests_path, round_bin
-from analysis.trace import Array, time_column
+from analysis.trace import Array, reading, time_column
 from analysis.units import KIB, SECTOR_BYTES
 
 #: The grid has at most this many cells over time, and over the device.
@@ -52,12 +52,14 @@ class Grid:
 
 def device_extent(trial_dir: str | Path) -> Extent | None:
     """Return what of the device the trial's reads and writes span, None where it has none."""
-    found = _data(requests_path(trial_dir)).select(
+    path = requests_path(trial_dir)
+    found = _data(path).select(
         pl.col("sector").min().alias("begin"),
         (pl.col("sector") * SECTOR_BYTES + pl.col("bytes")).max().alias("end"),
         pl.col("bytes").max().alias("largest"),
     )
-    row = found.collect(engine="streaming").row(0)
+    with reading(path):
+        row = found.collect(engine="streaming").row(0)
     return None if row[0] is None else Extent(row[0] * SECTOR_BYTES, row[1], row[2])
 
 
@@ -70,18 +72,14 @@ def sector_grids(trial_dir: str | Path, begin_ns: int, duration_ns: int, span: E
     path = requests_path(trial_dir)
     cell_ns, cell_bytes = round_bin(duration_ns, MOST_COLUMNS), _cell_bytes(span)
     low, high = span.begin // cell_bytes, (span.end - 1) // cell_bytes
-    counted = (
-        _data(path)
-        .select(
-            pl.col("op").cast(pl.String),
-            ((pl.col(time_column(path)) - begin_ns) // cell_ns).alias("column"),
-            (pl.col("sector") // (cell_bytes // SECTOR_BYTES) - low).alias("row"),
-        )
-        .filter(pl.col("column").is_between(0, duration_ns // cell_ns))
-        .group_by("op", "column", "row")
-        .agg(pl.len().alias("count"))
-        .collect(engine="streaming")
+    told = _data(path).select(
+        pl.col("op").cast(pl.String),
+        ((pl.col(time_column(path)) - begin_ns) // cell_ns).alias("column"),
+        (pl.col("sector") // (cell_bytes // SECTOR_BYTES) - low).alias("row"),
     )
+    kept = told.filter(pl.col("column").is_between(0, duration_ns // cell_ns))
+    with reading(path):
+        counted = kept.group_by("op", "column", "row").agg(pl.len().alias("count")).collect(engine="streaming")
     grids = {}
     for op in DATA:
         own = counted.filter(pl.col("op") == op)

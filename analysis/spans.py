@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis import metrics
-from analysis.errors import CannotDraw
 from analysis.metrics import Phase
 from analysis.run import load_trial
+from analysis.trace import time_range
 from analysis.units import bytes_text
 
 Array = npt.NDArray[np.int64]
@@ -42,8 +42,8 @@ class Span:
 
 
 def spans(trial_dir: str | Path) -> list[Span]:
-    """Return the spans of a trial: the traced window (without it the span of the requests; without them it is empty),
-    generation where there is one, each kind of phase.
+    """Return the spans of a trial: the traced window (without it from the first issue or completion to the last;
+    without requests it is empty), generation where there is one, each kind of phase.
 
     A kind is all phases of one name and one set of telling attributes: words, and sizes (`size_bytes`), not the number
     of a loop or what it measured. A phase that did not end, or of no duration, is in none.
@@ -95,10 +95,12 @@ def _is_number(text: str) -> bool:
 
 
 def _window(trial_dir: str | Path) -> list[tuple[int, int]]:
-    try:
-        begin, end = load_trial(trial_dir).window or metrics.extent(trial_dir)
-    except CannotDraw:
-        return []
+    """Return the stated window, else from the first issue or completion to the last, the stretch of all requests."""
+    trial = load_trial(trial_dir)
+    path, stated = trial.table("requests"), trial.window
+    known = [time_range(path, column) for column in ("issue_ns", "complete_ns")] if path and not stated else []
+    told = [(first, last + 1) for first, last in filter(None, known)]
+    begin, end = stated or (min((first for first, _ in told), default=0), max((last for _, last in told), default=0))
     return [(begin, end)] if begin < end else []
 
 

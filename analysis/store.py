@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import metrics, summary
+from analysis import summary
 from analysis.drawing import draw_run
 from analysis.errors import AnalysisError
 from analysis.files import write_bytes
+from analysis.run import load_trial
 
 #: What a node may call a file of a trial; anything else could leave the run's folder.
 _FILE_NAME = re.compile(r"(logs/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -30,7 +31,7 @@ class RunStore:
         self._record: dict[str, Any] = {}
         self._attempts: dict[str, str] = {}
         self._published: dict[str, str] = {}
-        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._rows: dict[str, Sequence[Mapping[str, Any]]] = {}
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
@@ -86,7 +87,7 @@ class RunStore:
         folder.rename(final)
         _sync(final.parent)
         self._published[slug] = token
-        self._rows[slug] = metrics.summarise(final)
+        self._rows[slug] = summary.summary_rows(load_trial(final))
         summary.write_rows((row for rows in self._rows.values() for row in rows), self._path / "summary.parquet")
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.attribution import DATA, LATENCIES
+from analysis.errors import AnalysisError
 from analysis.files import replacing
-from analysis.metrics import summarise
-from analysis.run import Run, load_run
+from analysis.metrics import WHOLE, identity, summarise
+from analysis.run import Run, Trial, load_run
+from analysis.trace import check, check_parquet
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 4
+METRICS_VERSION = 5
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -53,6 +55,7 @@ _COLUMNS = {
     "write_ceiling_share": pa.float64(),
     "generation_read_ceiling_share": pa.float64(),
     "generation_write_ceiling_share": pa.float64(),
+    "unreadable": pa.string(),
 }
 _LEADING = 5
 
@@ -86,16 +89,48 @@ def versioned(table: pa.Table) -> pa.Table:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows of `metrics.summarise` to `path`, atomically."""
+    """Write the rows of `metrics.summarise` to `path`, atomically, without those of trials that cannot be read."""
     with replacing(path) as temporary:
-        pq.write_table(summary_table(rows), temporary, compression="zstd")
+        pq.write_table(summary_table(readable(rows)), temporary, compression="zstd")
+
+
+def summary_rows(trial: Trial, known: Sequence[Mapping[str, Any]] | None = None) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of `metrics.summarise`, or the `known` ones; see `tried`."""
+    return tried(trial, lambda: known or summarise(trial.path), ({"phase": WHOLE},))
+
+
+def tried(
+    trial: Trial, rows: Callable[[], Sequence[Mapping[str, Any]]], blank: Iterable[Mapping[str, Any]]
+) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of a trial; where one of its tables cannot be read, the `blank` ones, which say in `unreadable`
+    what is wrong with it and leave everything else unknown."""
+    try:
+        for name in ("phases", "samples", "extents"):
+            if path := trial.table(name):
+                check_parquet(path)
+        if path := trial.table("requests"):
+            check(path)
+        return rows()
+    except AnalysisError as error:
+        return [identity(trial) | {**row, "unreadable": str(error)} for row in blank]
+
+
+def readable(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows without those that only say what is wrong: they must not be kept as if they were known."""
+    return [row for row in rows if row.get("unreadable") is None]
+
+
+def unreadable(*frames: pl.DataFrame) -> dict[str, str]:
+    """Return what is wrong with the trials that cannot be read, by slug, as summary and profile tell."""
+    told = [frame.select("slug", "unreadable").drop_nulls() for frame in frames if "unreadable" in frame.columns]
+    return dict(row for frame in reversed(told) for row in frame.iter_rows())
 
 
 def write_summary(run_dir: str | Path) -> Path:
     """Compute `summary.parquet` of a run from all its published trials and return its path."""
     run = load_run(run_dir)
     path = run.path / "summary.parquet"
-    write_rows([row for trial in run.published for row in summarise(trial.path)], path)
+    write_rows([row for trial in run.published for row in summary_rows(trial)], path)
     return path
 
 
@@ -104,7 +139,7 @@ def read_summary(run: Run) -> pl.DataFrame:
     stored = stored_rows(run.path / "summary.parquet", _COLUMNS)
     rows: list[Mapping[str, Any]] = []
     for trial in run.published:
-        rows.extend(stored.get((trial.slug, trial.attempt)) or summarise(trial.path))
+        rows.extend(summary_rows(trial, stored.get((trial.slug, trial.attempt))))
     frame = pl.from_arrow(summary_table(rows))
     assert isinstance(frame, pl.DataFrame)
     return frame

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
-from analysis.schema import OPERATIONS, recorded_events
+from analysis.schema import OPERATIONS, REQUESTS, recorded_events
 
 Array = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -23,6 +25,8 @@ T = TypeVar("T")
 BATCH_ROWS = 1 << 17
 #: Stands for a null time: monotonic clocks are never negative.
 NEVER = -1
+#: What every request is known by.
+_NEEDED = ("issue_ns", "complete_ns", "op", "bytes", "sector", "dev", "rwbs")
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,7 @@ def extents(path: Path) -> Iterator[Extents]:
 
 def addressed(path: Path, whole: bool = False) -> Iterator[Addressed]:
     """Yield the requests in file order, a bounded number at a time; with `whole` their `rows` have every column."""
-    columns = ["issue_ns", "complete_ns", "op", "bytes", "sector", "dev", "rwbs"]
-    return _read(path, None if whole else columns, _addressed)
+    return _read(path, None if whole else [*_NEEDED], _addressed)
 
 
 def _read(path: Path, columns: list[str] | None, made: Callable[[pa.RecordBatch], T]) -> Iterator[T]:
@@ -93,8 +96,38 @@ def _read(path: Path, columns: list[str] | None, made: Callable[[pa.RecordBatch]
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for part in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                 yield made(part)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, OSError) as error:
-        raise AnalysisError(f"{path}: cannot be read as requests ({_first_line(error)})") from None
+    except (pa.ArrowException, ValueError, TypeError, KeyError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make what polars finds wrong with `requests.parquet` at `path` an AnalysisError."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def check(path: Path) -> None:
+    """Raise AnalysisError where `path` is no Parquet file, or lacks a column that requests have or has it of another
+    type; reads no rows."""
+    schema = _metadata(path).schema.to_arrow_schema()
+    for name in _NEEDED:
+        if name not in schema.names:
+            raise AnalysisError(f"{path}: cannot be read as requests (no column {name})")
+        told, wanted = schema.field(name).type, REQUESTS.field(name).type
+        if pa.types.is_integer(wanted) and not (pa.types.is_integer(told) or pa.types.is_null(told)):
+            raise AnalysisError(f"{path}: cannot be read as requests (column {name} is of {told}, not {wanted})")
+
+
+def check_parquet(path: Path) -> None:
+    """Raise AnalysisError where `path` is no Parquet file; reads no rows."""
+    _metadata(path)
+
+
+def _unreadable(path: Path, error: BaseException) -> AnalysisError:
+    return AnalysisError(f"{path}: cannot be read as requests ({_first_line(error)})")
 
 
 def _batch(part: pa.RecordBatch) -> Batch:
@@ -163,7 +196,7 @@ def row_count(path: Path) -> int:
 def _metadata(path: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise AnalysisError(f"{path}: not a Parquet file ({_first_line(error)})") from None
 
 

@@ -3,8 +3,10 @@
 import hashlib
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
+from analysis import load_run
 from analysis.errors import AnalysisError
 from analysis.store import RunStore
 
@@ -126,3 +128,10 @@ def test_a_closed_run_holds_no_halves(store, run):
     store.finish({"state": "interrupted"})
     assert not (run / "incoming").exists()
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_trial_whose_trace_cannot_be_read_is_published_and_not_known(store, run):
+    publish(store, "k-1", [("requests.parquet", b"PAR1 and junk")])
+    assert published(run)["verdict"]["state"] == "valid"
+    assert pq.read_table(run / "summary.parquet").num_rows == 0
+    assert "requests.parquet" in load_run(run).summary()["unreadable"].item()

@@ -45,6 +45,7 @@ class TrialPart:
     glance: str
     notes: tuple[str, ...]
     trouble: str | None
+    unreadable: str | None
     facts: tuple[tuple[str, str], ...]
     stacks: str | None
     command: str | None
@@ -79,8 +80,8 @@ class Content:
 
 def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
     """Gather what the report of a run tells; `drawn` are its figures."""
-    rows = measured.summary_rows(run)
-    parts = tuple(_part(run, trial, drawn, rows[trial.slug]) for trial in run.published)
+    rows, broken = measured.summary_rows(run), measured.unreadable_trials(run)
+    parts = tuple(_part(run, trial, drawn, rows[trial.slug], broken.get(trial.slug)) for trial in run.published)
     reproduce = run.record.get("reproduce")
     return Content(
         run=run,
@@ -146,12 +147,14 @@ def _trials(run: Run, parts: Sequence[TrialPart]) -> Table:
 def _row(part: TrialPart) -> Row:
     trial = part.trial
     tracer = trial.section("tracer")
-    attempt = f" (attempt {trial.attempt})" if trial.attempt > 1 else ""
+    name = trial.id + (f" (attempt {trial.attempt})" if trial.attempt > 1 else "")
+    name += " (its data cannot be read)" if part.unreadable else ""
+    hint = "; ".join(filter(None, [part.unreadable, part.stacks]))
     took = seconds(trial.record.get("started"), trial.record.get("ended"))
     counts = [number(value, told(value)) for value in (tracer.get("lost"), tracer.get("unmatched"))]
     figures = tuple(Link(one.figure + (" (not drawn)" if one.reason else ""), figure=one.name) for one in part.figures)
     cells = (
-        Cell(trial.id + attempt, links=(Link(trial.id + attempt, trial=trial.slug),), hint=part.stacks or ""),
+        Cell(name, links=(Link(name, trial=trial.slug),), hint=hint),
         Cell(trial.state, kind="verdict", hint="; ".join(trial.reasons)),
         Cell(", ".join(link.text for link in figures), links=figures),
         number(took, duration_text(took)),
@@ -175,16 +178,20 @@ def _triple(trial: Trial, operation: str) -> list[Cell]:
     return [*map(amount, counts.values()), sign]
 
 
-def _part(run: Run, trial: Trial, drawn: Sequence[Drawn], rows: Sequence[Mapping[str, Any]]) -> TrialPart:
+def _part(
+    run: Run, trial: Trial, drawn: Sequence[Drawn], rows: Sequence[Mapping[str, Any]], unreadable: str | None
+) -> TrialPart:
     mine = [one for one in drawn if one.trial == trial.slug]
     held = {name for one in mine for name in one.holds}
-    argv, trouble = trial.record.get("command"), trial.record.get("trouble")
+    argv = trial.record.get("command")
+    trouble = "; ".join(str(one) for one in (unreadable, trial.record.get("trouble")) if one)
     notes = [*ceiling.described(trial, rows[1:]), *ceiling.cost_described(trial)]
     return TrialPart(
         trial=trial,
         glance=_glance(trial),
         notes=(*notes, *([f"Note: {trouble}."] if trouble else [])),
-        trouble=str(trouble) if trouble else None,
+        trouble=trouble or None,
+        unreadable=unreadable,
         facts=_trial_facts(trial),
         stacks=_stacks(trial),
         command=command(argv) if argv else None,

@@ -14,7 +14,7 @@ from analysis.figures.roles import label as role_label
 from analysis.profile import read_profile
 from analysis.report.table import NOTHING, Cell, Column, Link, Row, Table, amount, number
 from analysis.run import Run, Trial
-from analysis.summary import read_summary
+from analysis.summary import read_summary, unreadable
 from analysis.units import UNKNOWN, bytes_text, duration_text, latency_text, number_text, share_text
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -73,6 +73,11 @@ def summary_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
+def unreadable_trials(run: Run) -> dict[str, str]:
+    """Return what is wrong with the trials of which a table cannot be read, by slug."""
+    return unreadable(read_summary(run), read_profile(run)) if run.published else {}
+
+
 def requests_table(run: Run) -> Table:
     """Return what the device saw of each trial, a row for reads and one for writes; trials without single requests are
     told in one line."""
@@ -84,13 +89,18 @@ def requests_table(run: Run) -> Table:
     }
     columns = [Column(label, group, numeric=True) for group, labels in groups.items() for label in labels]
     found, silent = [], []
-    profiles = _profiles(run)
+    profiles, broken = _profiles(run), unreadable_trials(run)
     for trial in run.published:
         own = [row for row in profiles.get(trial.slug, ()) if row["requests"]]
         found += [Row((*_named(trial, row["op"]), *_request_cells(row)), trial.slug) for row in own]
-        silent += [] if own else [f"{trial.id} ({trial.tracer})"]
-    after = (f"No single requests recorded: {'; '.join(silent)}.",) if silent else ()
-    return Table("device", "What the device saw", _SAW if found else "", (*_TRIAL, *columns), tuple(found), after)
+        silent += [] if own or trial.slug in broken else [f"{trial.id} ({trial.tracer})"]
+    after = [f"No single requests recorded: {'; '.join(silent)}."] if silent else []
+    after += [
+        f"Not here, because it cannot be read: {broken[one.slug]}." for one in run.published if one.slug in broken
+    ]
+    return Table(
+        "device", "What the device saw", _SAW if found else "", (*_TRIAL, *columns), tuple(found), tuple(after)
+    )
 
 
 def _profiles(run: Run) -> dict[str, list[dict[str, Any]]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import AnalysisError, trace
-from analysis.depth import queue_depth
+from analysis.depth import InFlight, queue_depth
 from analysis.errors import CannotDraw
+from analysis.schema import OPERATIONS
 from tests.analysis.made_run import request_row, write_record, write_requests
 from tests.analysis.test_trace_metrics import LIGHT, make_trial, request, rows_of
 
@@ -83,3 +85,21 @@ def test_requests_out_of_order_are_refused(tmp_path: Path) -> None:
     write_requests(folder / "requests.parquet", [request_row(5, 6, "read", 1), request_row(4, 6, "read", 1)])
     with pytest.raises(AnalysisError, match=r"requests\.parquet: requests are not sorted by issue_ns"):
         queue_depth(folder)
+
+
+def test_times_of_a_wall_clock_do_not_overflow() -> None:
+    """Nanoseconds since 1970 are 1.7e18: three bits more do not fit into a number of 64."""
+    since = 1_763_700_000_000_000_000
+    flight = InFlight(np.array([since, since + 100]))
+    issue, complete = np.array([since + 10, since + 20]), np.array([since + 50, since + 30])
+    parts = [flight.add(issue, complete, np.array([OPERATIONS.index("read")] * 2)), flight.finish()]
+    begin = np.concatenate([part.begin_ns for part in parts]) - since
+    depth = np.concatenate([part.depth["all"] for part in parts])
+    assert dict(zip(begin.tolist(), depth.tolist(), strict=True)) == {0: 0, 10: 1, 20: 2, 30: 1, 50: 0}
+
+
+def test_times_of_different_clocks_are_refused() -> None:
+    flight = InFlight(np.array([5, 100]))
+    issue = np.array([1_763_700_000_000_000_000])
+    with pytest.raises(AnalysisError, match=r"36 years .* more than one clock"):
+        flight.add(issue, issue + 10, np.array([OPERATIONS.index("read")]))

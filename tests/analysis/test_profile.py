@@ -286,3 +286,25 @@ def test_every_column_is_explained(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     missing = [name for name in run.metrics().columns if f"`{name}`" not in page and not name.startswith("cell.")]
     assert not missing
+
+
+def test_without_a_stated_window_it_begins_with_the_first_issue(tmp_path: Path) -> None:
+    """Requests belong where they were issued, long before the first of them completes."""
+    trial = tmp_path / "t"
+    write_record(trial)
+    write_requests(trial / "requests.parquet", [request_row(1000 + n, 10**8 + n, "read", 4096, n) for n in range(64)])
+    row = profile(trial)[0]
+    assert (row["phase"], row["requests"], row["bytes"]) == ("trial", 64, 64 * 4096)
+    assert row["duration_s"] == pytest.approx((10**8 + 63 + 1 - 1000) / 1e9)
+
+
+@pytest.mark.parametrize(("seconds", "stalled", "share"), [((8, 9), None, None), ((0.5, 10), 0.5, 0.5 / 9.5)])
+def test_time_that_nobody_sampled_is_not_time_without_stalls(
+    tmp_path: Path, seconds: tuple[float, float], stalled: float | None, share: float | None
+) -> None:
+    trial = make_trial(tmp_path / "t", [], [], end=10**10)
+    own = {"source": "pressure", "name": "io_some_stalled", "unit": "s", "process": None}
+    rows = [own | {"t_ns": int(at * 1e9), "value": value} for at, value in zip(seconds, (3.0, 3.5), strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.SAMPLES), trial / "samples.parquet")
+    row = profile(trial)[0]
+    assert (row["io_stalled_s"], row["io_stalled_share"]) == (stalled, pytest.approx(share))
