@@ -30,8 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = paths["ruled_out"].get(name)
         print(f"{files['html']}" + (f"  (not drawn: {reason})" if reason else ""))
     if paths["report"]:
-        print(paths["report"])
+        print("\n".join([*_judged(options.run), paths["report"]]))
     return 0
+
+
+def _judged(run: str) -> list[str]:
+    """Return what the run says of the study's statements, a line for each that it can test, and its advice."""
+    from analysis.advice import advice
+    from analysis.findings import NOT_TESTABLE, findings
+    from analysis.run import load_run
+
+    opened = load_run(run)
+    found = findings(opened)
+    tested = [one for one in found if one.state != NOT_TESTABLE]
+    lines = [f"{one.state}: {one.claim}" for one in tested]
+    if len(tested) < len(found):
+        lines.append(f"{NOT_TESTABLE}: {len(found) - len(tested)} of the study's {len(found)} statements")
+    codes = [one.code for one in advice(opened)]
+    return [*lines, f"advice: {', '.join(codes)}"] if codes else lines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis",
         description="Draw the figures and the report of a run again. "
         "Each figure is saved as HTML (interactive), SVG, PDF and PNG under RUN/figures.",
-        epilog="example: python -m analysis results/quickstart --figures fig2,sizes",
+        epilog="examples: python -m analysis results/quickstart --figures fig2,sizes; "
+        "python -m analysis results/fig5 --figures metric:tokens_per_s@batch_size (any measure against any axis, "
+        "see docs/figures.md)",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a sweep's folder (its latest run is taken)")
     parser.add_argument(

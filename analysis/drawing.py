@@ -8,17 +8,20 @@ from typing import Any
 
 from analysis import stacks
 from analysis.figures import ALWAYS, WITH_TABLE, Drawn, draw, figure
+from analysis.figures.metric import numeric_axes
 from analysis.report import write_report
 from analysis.run import Run, load_run
 
 
-def figure_names(run: Run) -> list[str]:
-    """Return the figures a run asks for, those that every trial gets, and those of what it recorded besides."""
+def figure_names(run: Run) -> tuple[list[str], list[str]]:
+    """Return the figures a run asks for, and besides them those that every trial gets and those of what it recorded."""
     asked = [str(name) for name in run.record.get("figures") or []]
     besides = [name for name, table in WITH_TABLE.items() if any(trial.table(table) for trial in run.published)]
+    if not any(name.partition(":")[0] == "metric" for name in asked) and numeric_axes(run.published):
+        besides.append("metric")
     if any(stacks.recorded(trial) for trial in run.published):
         besides.append("flamegraph")
-    return list(dict.fromkeys([*asked, *ALWAYS, *besides]))
+    return asked, [*ALWAYS, *besides]
 
 
 def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[str, Any]:
@@ -28,10 +31,10 @@ def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[
     reason}}`.
     """
     run = load_run(run_dir)
-    names = figure_names(run) if figures is None else list(figures)
-    for name in names:
+    names, besides = figure_names(run) if figures is None else (list(figures), [])
+    for name in [*names, *besides]:
         figure(name)  # an unknown one is refused before anything is drawn
-    drawn: list[Drawn] = draw(run, names, run.path / "figures")
+    drawn: list[Drawn] = draw(run, names, run.path / "figures", besides)
     report = write_report(run, drawn) if figures is None else None
     return {
         "run": str(run.path),

@@ -49,7 +49,7 @@ def described(trial: Trial) -> str:
     """Return model, batch, lengths and placement in a sentence."""
     told = settings(trial)
     shape = told.get("shape") if isinstance(told.get("shape"), Mapping) else {}
-    custom = f"model of {shape.get('layers')} layers × {shape.get('hidden')}" if shape else "unknown model"
+    custom = f"Model of {shape.get('layers')} layers × {shape.get('hidden')}" if shape else "Unknown model"
     parts = [str(told.get("model") or custom), f"batch {told.get('batch_size', 'unknown')}"]
     if isinstance(told.get("num_batches"), int) and told["num_batches"] > 1:
         parts[-1] += f" × {told['num_batches']}"

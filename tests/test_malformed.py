@@ -137,7 +137,15 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "a list of workloads": ("workload: {kind: [tensor_io]}\n", ["workload.kind: no workload"]),
     "unknown filesystem": (SMALL + "storage: {fs: xsf}\n", ["storage.fs: cannot make 'xsf'", "did you mean xfs?"]),
     "unknown tracer": (SMALL + "trace: {tracer: ftrac}\n", ["trace.tracer: no tracer 'ftrac'", "did you mean ftrace?"]),
-    "unknown figure": (SMALL + "figures: [fig22]\n", ["figures: no figure 'fig22'", "did you mean fig2?"]),
+    "unknown measure": (
+        SMALL + "figures: ['metric:read.iop@x']\n",
+        ["figures: metric:read.iop@x:", "did you mean read.iops?"],
+    ),
+    "unknown axis of a figure": (
+        SMALL + "grid: {workload.queue_depth: [1, 8]}\nfigures: ['metric:duration_s@queue_dept']\n",
+        ["no axis 'queue_dept'", "did you mean workload.queue_depth?"],
+    ),
+    "unknown figure": (SMALL + "figures: [fig22]\n", ["figures: no figure is called 'fig22'", "did you mean fig2?"]),
     "unknown api": (workload("apis: [posics]"), ["workload.apis: 'posics' is not one of", "did you mean posix?"]),
     "gds for the CPU": (
         workload("apis: [gds], tensor_devices: [cpu]"),

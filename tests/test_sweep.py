@@ -108,7 +108,7 @@ def test_a_sweep_ends_with_figures_and_a_report(machine):
     assert summary.filter(pl.col("phase") == "load")["traced_read_bytes"].is_in([1 << 20, 8 << 20]).any()
     figures = {p.name for p in (run / "figures").iterdir()}
     assert {f"fig2.{kind}" for kind in ("html", "svg", "pdf", "png")} <= figures
-    assert len([name for name in figures if name.startswith("bandwidth-") and name.endswith(".png")]) == 4
+    assert len([name for name in figures if name.startswith("timeline-") and name.endswith(".png")]) == 4
     assert "fs=ext4,rep=2" in (run / "report.html").read_text()
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     assert machine.left() == set()

@@ -4,19 +4,20 @@
 - `charts(run)`: its panels, one for the run or one per trial, each a chart or the reason why there is none: a run that
   holds nothing the figure is about gets one panel that says so.
 
-A new figure is one such file and one line in FIGURES.
+A new figure is one such file and one line in FIGURES. One that draws what its name asks for (`metric:MEASURE@AXIS`) has
+`asked(text)` too, which returns such a figure.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from analysis.errors import AnalysisError
+from analysis import measures
+from analysis.errors import AnalysisError, nearest
 
 if TYPE_CHECKING:
     from analysis.figures.panel import Panel
@@ -30,14 +31,23 @@ FIGURES = {
     "fig6": "analysis.figures.fig6",
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
+    "latency": "analysis.figures.latency",
+    "depth": "analysis.figures.depth",
     "flamegraph": "analysis.figures.flamegraph",
     "pressure": "analysis.figures.pressure",
     "roles": "analysis.figures.roles",
+    "timeline": "analysis.figures.overview",
+    "sectors": "analysis.figures.sectors",
+    "tokens": "analysis.figures.tokens",
+    "metric": "analysis.figures.metric",
+    "roofline": "analysis.figures.roofline",
 }
-#: Drawn for every trial, whatever a sweep asks for.
-ALWAYS = ("bandwidth", "sizes")
+#: Drawn for every trial, whatever a sweep asks for, unless a figure that was asked for holds them.
+ALWAYS = ("timeline", "sizes")
 #: Drawn too where a trial of the run has this table.
 WITH_TABLE = {"roles": "extents"}
+#: Names that may go on, after a colon, with what is to be drawn.
+ASKED = ("metric",)
 FORMATS = ("html", "svg", "pdf", "png")
 
 
@@ -65,19 +75,49 @@ class Drawn:
     holds: tuple[str, ...]
 
 
+def check(name: str, axes: Collection[str] | None = None) -> None:
+    """Raise AnalysisError where no figure has this name, or where what it asks for after a colon cannot be.
+
+    `axes` are those of the sweep; without them any is taken. Imports no figure.
+    """
+    base, colon, asked = name.partition(":")
+    if base not in FIGURES:
+        raise AnalysisError(f"no figure is called {name!r}; {nearest(base, FIGURES)}")
+    if not colon:
+        return
+    if base not in ASKED:
+        raise AnalysisError(f"no figure {name!r}; {base} takes nothing after a colon")
+    try:
+        wanted = measures.parse(asked)
+        if axes is not None:
+            measures.axis_of(wanted.axis, axes)
+    except AnalysisError as error:
+        raise AnalysisError(f"{name}: {error}") from None
+
+
 def figure(name: str) -> Figure:
     """Return the figure called `name`."""
-    if name not in FIGURES:
-        near = difflib.get_close_matches(name, FIGURES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIGURES)}"
-        raise AnalysisError(f"no figure is called {name!r}; {hint}")
-    return cast(Figure, importlib.import_module(FIGURES[name]))
+    check(name)
+    base, _, asked = name.partition(":")
+    module = importlib.import_module(FIGURES[base])
+    return cast(Figure, module.asked(asked) if asked else module)
 
 
-def draw(run: Run, names: Sequence[str], out_dir: Path) -> list[Drawn]:
-    """Draw the named figures of `run` into `out_dir`, each chart as HTML, SVG, PDF and PNG."""
-    figures = [figure(name) for name in dict.fromkeys(names)]
-    return [_save(one.NAME, panel, out_dir) for one in figures for panel in one.charts(run)]
+def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] = ()) -> list[Drawn]:
+    """Draw the named figures of `run` into `out_dir`, each chart as HTML, SVG, PDF and PNG.
+
+    Those of `besides` follow, but for charts that are parts of one that is drawn by then: each takes half a second and
+    more than a megabyte.
+    """
+    drawn: list[Drawn] = []
+    held: set[tuple[str, str | None]] = set()
+    for name in dict.fromkeys([*names, *besides]):
+        one = figure(name)
+        for panel in one.charts(run):
+            if name in names or (name, panel.trial) not in held:
+                drawn.append(_save(one.NAME, panel, out_dir))
+                held |= {(part, panel.trial) for part in panel.holds if panel.reason is None}
+    return drawn
 
 
 def _save(name: str, panel: Panel, out_dir: Path) -> Drawn:

@@ -35,3 +35,9 @@ def left_out(run: Run, trials: Sequence[Trial]) -> str:
 def _listed(names: Sequence[str], most: int = 4) -> str:
     more = len(names) - most
     return "; ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def repeats_text(counts: Sequence[int]) -> str:
+    """Return of how many repeats means are, where `counts` are those of the cells: `n = 1 to 3 repeats`."""
+    least, most = min(counts), max(counts)
+    return f"n = {least if least == most else f'{least} to {most}'} repeat{'' if most == 1 else 's'}"

@@ -16,7 +16,7 @@ from analysis.figures import theme
 from analysis.figures.cells import label, left_out, varying
 from analysis.metrics import GENERATION, WHOLE, phases
 from analysis.run import Run, Trial
-from analysis.samples import CPU, utilisation
+from analysis.samples import CPU, IOWAIT, utilisation
 from analysis.summary import read_summary
 from analysis.units import GIB, MIB, number_text
 
@@ -89,7 +89,7 @@ def _gpu(trial: Trial) -> float | None:
     """Return the mean utilisation of the GPUs while generating, in %."""
     try:
         steps = [phase for phase in phases(trial.path) if phase.name in GENERATION and phase.end_ns is not None]
-        told = utilisation(trial.path).filter(pl.col("source") != CPU)
+        told = utilisation(trial.path).filter(~pl.col("source").is_in((CPU, IOWAIT)))
     except AnalysisError:
         return None
     if not steps:

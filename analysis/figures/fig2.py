@@ -61,11 +61,11 @@ def chart(run: Run) -> alt.TopLevelMixin:
     dashed = alt.Chart(points).transform_filter("datum.kind == 'ceiling'").encode(y=y)
     layers = alt.layer(
         rules.rule(dashed).encode(color=alt.value(theme.FAINT_INK)),
-        *rules.labels(dashed, _PANEL_WIDTH - 5, -7, alt.value(theme.FAINT_INK)),
         mean.mark_rule(strokeWidth=1.5, opacity=0.8).encode(y=_bandwidth("low", scale), y2="high:Q"),
         mean.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash),
         one.mark_point(size=18, opacity=0.7, filled=False, strokeWidth=1).encode(y=y, shape=shape),
         mean.mark_point(size=34, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=_tooltip()),
+        *rules.labels(dashed, _PANEL_WIDTH - 5, -7, alt.value(theme.FAINT_INK)),
     ).properties(width=_PANEL_WIDTH, height=_PANEL_HEIGHT)
     faceted = layers.facet(
         row=alt.Row(

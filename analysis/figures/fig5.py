@@ -21,7 +21,7 @@ def charts(run: Run) -> Iterator[Panel]:
     """Yield one panel per trial, after one that compares the cells of the run."""
     trials = [trial for trial in run.published if has_cache_on_disk(trial)]
     yield from offload.compared(run, NAME, TITLE, trials)
-    yield from offload.panels(run, NAME, TITLE, trials, ABOUT, _prepare, ("bandwidth",))
+    yield from offload.panels(run, NAME, TITLE, trials, ABOUT, _prepare, ("timeline", "bandwidth"))
 
 
 def _prepare(trials: Sequence[Trial]) -> Callable[[Trial], alt.TopLevelMixin]:

@@ -20,7 +20,7 @@ TITLE = "Accesses to a KV cache of FlexGen"
 def charts(run: Run) -> Iterator[Panel]:
     """Yield one panel per trial."""
     trials = [trial for trial in run.published if has_cache_on_disk(trial)]
-    yield from offload.panels(run, NAME, TITLE, trials, ABOUT, _prepare, ("sizes",))
+    yield from offload.panels(run, NAME, TITLE, trials, ABOUT, _prepare, ("sizes", "sectors"))
 
 
 def _prepare(trials: Sequence[Trial]) -> Callable[[Trial], alt.TopLevelMixin]:

@@ -60,7 +60,7 @@ def models(run: Run, name: str, title: str, trials: Sequence[Trial], about: str)
         return draw
 
     yield from compared(run, name, title, trials)
-    yield from panels(run, name, title, trials, about, prepare, ("bandwidth", "sizes"))
+    yield from panels(run, name, title, trials, about, prepare, ("timeline", "bandwidth", "sizes"))
 
 
 def finished(trial: Trial, title: str, parts: Sequence[theme.View], *told: str) -> alt.TopLevelMixin:

@@ -53,6 +53,10 @@ class Tried(Generic[T]):
             raise self._errors[trial.slug]
         return self._found[trial.slug]
 
+    def has(self, trial: Trial) -> bool:
+        """Say whether one trial has it."""
+        return trial.slug in self._found
+
     def all(self) -> list[T]:
         """Return it for the trials that have it."""
         return list(self._found.values())

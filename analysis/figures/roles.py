@@ -18,7 +18,7 @@ from analysis.run import Run, Trial
 from analysis.units import GIB, NS_PER_S, bytes_text, share_text
 
 NAME = "roles"
-TITLE = "Whose bytes moved: bandwidth by role"
+TITLE = "Whose bytes moved, by role"
 
 _HEIGHT = 130
 #: Below this the axis counts MiB/s.

@@ -1,8 +1,8 @@
-"""Which sectors were accessed when, a part of figures: a map of the device over time, reads and writes apart."""
+"""Which sectors were accessed when, one chart per trial: a map of the device over time, reads and writes apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
@@ -11,18 +11,32 @@ import numpy as np
 from analysis.attribution import DATA
 from analysis.errors import CannotDraw
 from analysis.figures import theme
-from analysis.figures.panel import Tried
-from analysis.figures.timeline import Part, Timeline
-from analysis.run import Trial
+from analysis.figures.panel import Panel, Tried, per_trial
+from analysis.figures.timeline import Part, Timeline, stacked, timelines
+from analysis.run import Run, Trial
 from analysis.sectors import Extent, Grid, device_extent, rectangles, sector_grids
 from analysis.units import GIB, NS_PER_S, bytes_text, nanoseconds_text
 
+NAME = "sectors"
 TITLE = "Sectors accessed over time"
 EXPLAINED = "Offset on the traced device: number of the sector × 512 bytes."
 
 #: A map of more rectangles than this is drawn in coarser cells.
 MOST_RECTANGLES = 4000
 _HEIGHT = 130
+
+
+def charts(run: Run) -> Iterator[Panel]:
+    """Yield one panel per trial; all share the axes of time and of the device, so they compare at sight."""
+    lines, extent = timelines(run.published), common_extent(run.published)
+    yield from per_trial(run.published, NAME, TITLE, lambda trial: chart(lines.of(trial), extent))
+
+
+def chart(line: Timeline, extent: Extent) -> alt.TopLevelMixin:
+    """Return the chart of one trial."""
+    parts = stacked(line, *maps(line, extent))
+    told = [f"{EXPLAINED} Device {line.trial.section('device').get('name') or 'unknown'}; white: not accessed."]
+    return theme.finished(theme.stack(parts), theme.named(TITLE, line.trial), told, theme.alarm(line.trial))
 
 
 def common_extent(trials: Sequence[Trial]) -> Extent:

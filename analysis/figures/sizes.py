@@ -58,7 +58,7 @@ def bars(counted: pl.DataFrame, categories: dict[int, str]) -> alt.LayerChart:
     names = list(dict.fromkeys(categories.values()))
     operations = [op for op in DATA if any(value["op"] == op for value in values)]
     x = alt.X("size:N", title="Request size (KiB)", sort=names, scale=_bands(names), axis=_labels(names))
-    y = alt.Y("share:Q", title="Share of the requests (%)", scale=alt.Scale(domain=[0, 108], nice=False))
+    y = alt.Y("share:Q", title="Share of the requests (%)", scale=alt.Scale(domain=[0, 113], nice=False))
     colour = alt.Color(
         "op:N",
         title=None,

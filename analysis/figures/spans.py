@@ -9,6 +9,8 @@ from analysis.metrics import Phase
 from analysis.units import NS_PER_S, bytes_text
 
 MOST_ROWS = 12
+#: The process of the phases that a trial tells itself, beside those of its jobs.
+_OURS = "trial"
 #: Gaps narrower than this share of the window cannot be seen at the width we draw.
 _VISIBLE = 1 / 1500
 #: Spans longer than this share of it stay apart without a gap, so that steps can be counted.
@@ -16,9 +18,9 @@ _COUNTABLE = 1 / 120
 
 
 def strip_rows(phases: Sequence[Phase]) -> list[tuple[str, Phase]]:
-    """Return each phase with the name of its row: process (where there are several), name, and the word-valued
-    attributes that differ between the phases (an api, a device), as long as the rows stay few."""
-    several = len({phase.process for phase in phases}) > 1
+    """Return each phase with the name of its row: process (where several do something beside the trial itself), name,
+    and the word-valued attributes that differ between the phases (an api, a device), as long as the rows stay few."""
+    several = len({phase.process for phase in phases} - {_OURS}) > 1
     telling = [key for key in _word_keys(phases) if len({phase.attributes.get(key) for phase in phases} - {None}) > 1]
     for keys in (telling, []):
         rows = [(_row(phase, several, keys), phase) for phase in phases]

@@ -12,6 +12,8 @@ import numpy as np
 from analysis.run import Trial
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+#: From Tol's muted palette, where reads and writes have taken their colours of Okabe and Ito's.
+WINE, INDIGO = "#882255", "#332288"
 SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#000000"
 INK, FAINT_INK, RULE, GRID, ALARM = "#1f2328", "#57606a", "#8c959f", "#e4e8ec", "#b3261e"
 
@@ -29,17 +31,22 @@ PHASES = {
     "prefill": PURPLE,
     "decode": GREEN,
     "drain": "#6b7280",
-}  #: What offload files hold, and what else a filesystem writes.
+}
+#: What offload files hold, and what else a filesystem writes.
 ROLES = {
-    "weights": BLUE,
+    "weights": WINE,
     "kv": ORANGE,
     "activations": PURPLE,
     "tensor": SKY,
     "file": GREEN,
-    "journal": VERMILLION,
+    "journal": INDIGO,
     "metadata": "#8c959f",
     "other": BLACK,
 }
+#: Cells of a sweep beside each other, in this order. Blue and vermillion are reads' and writes'; yellow is too pale.
+CELLS = (INDIGO, ORANGE, GREEN, WINE, SKY, PURPLE, BLACK)
+#: The dash pattern of each of them, so that lines differ without colour too.
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 2, 2, 2], [4, 4], [12, 4], [1, 3])
 SPARE = (PURPLE, GREEN, YELLOW, BLUE, VERMILLION, ORANGE, SKY)
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"

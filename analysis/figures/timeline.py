@@ -76,14 +76,16 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
     return Tried(trials, timeline)
 
 
-def stacked(line: Timeline, *parts: Part) -> list[theme.View]:
-    """Return the parts, to stand one under the other, above the strip of the trial's phases.
+def stacked(line: Timeline, *parts: Part, phases_first: bool = False) -> list[theme.View]:
+    """Return the parts, to stand one under the other, above the strip of the trial's phases, or below it.
 
     In place of one that the data rules out stands the reason.
     """
     spans = merged(strip_rows(metrics.phases(line.trial.path)), line.begin_ns, line.end_ns)
-    drawn = [drawn_or_gap(lambda part=part: part(not spans and part is parts[-1])) for part in parts]  # type: ignore[misc]
-    return [*drawn, _strip(spans, line)] if spans else drawn
+    labelled = phases_first or not spans
+    drawn = [drawn_or_gap(lambda part=part: part(labelled and part is parts[-1])) for part in parts]  # type: ignore[misc]
+    strip = [_strip(spans, line, not labelled)] if spans else []
+    return [*strip, *drawn] if phases_first else [*drawn, *strip]
 
 
 def drawn_or_gap(draw: Callable[[], theme.View]) -> theme.View:
@@ -111,7 +113,7 @@ def _top(moved: pl.DataFrame, op: str) -> float:
     return float(moved.filter(pl.col("op") == op)["gib_s"].max() or 0.0)  # type: ignore[arg-type]
 
 
-def _strip(spans: list[dict[str, Any]], line: Timeline) -> alt.Chart:
+def _strip(spans: list[dict[str, Any]], line: Timeline, labelled: bool) -> alt.Chart:
     rows = list(dict.fromkeys(span["row"] for span in spans))
     names = list(dict.fromkeys(span["phase"] for span in spans))
     labels = alt.Axis(title=None, domain=False, ticks=False, labelFontSize=10.5, labelLimit=150, grid=False)
@@ -129,7 +131,7 @@ def _strip(spans: list[dict[str, Any]], line: Timeline) -> alt.Chart:
     edge = alt.when(wide).then(alt.value("white")).otherwise(alt.Stroke("phase:N", scale=scale, legend=None))
     bars = alt.Chart(alt.InlineData(values=spans)).mark_bar(height=_STRIP_ROW - 5, minBandSize=1, strokeWidth=0.6)
     placed: alt.Chart = bars.encode(
-        x=line.x(True),
+        x=line.x(labelled),
         x2="end_s:Q",
         y=alt.Y("row:N", sort=rows, axis=labels),
         color=alt.Color("phase:N", scale=scale, legend=None),

@@ -66,7 +66,7 @@ class Workload(Generation):
     @property
     def figures(self) -> Sequence[str]:
         """Figures worth drawing of such trials."""
-        return ("fig3", "bandwidth", "sizes")
+        return ("fig3", "tokens", "roofline")
 
     # --- what is refused ---------------------------------------------------------------------------------------------
 

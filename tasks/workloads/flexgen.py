@@ -66,7 +66,7 @@ class Workload(Generation):
     def figures(self) -> Sequence[str]:
         """Figures worth drawing, by what is on disk."""
         weights, cache = self._on_disk("weights") > 0, self._on_disk("cache") > 0
-        return [*(["fig4"] if weights else []), *(["fig5", "fig6"] if cache else []), "bandwidth", "sizes"]
+        return [*(["fig4"] if weights else []), *(["fig5", "fig6"] if cache else []), "tokens", "roofline"]
 
     def problems(self) -> list[Problem]:
         """Return what is wrong with the configuration beyond its types."""

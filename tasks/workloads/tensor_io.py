@@ -51,7 +51,7 @@ class Workload:
     """Stores and loads tensors of several sizes in one process; every store and load is a phase."""
 
     Config: ClassVar[type] = Config
-    figures: ClassVar[Sequence[str]] = ("fig2", "bandwidth", "sizes")
+    figures: ClassVar[Sequence[str]] = ("fig2", "roofline")
     says_done: ClassVar[bool] = True
 
     def __init__(self, config: _Config) -> None:

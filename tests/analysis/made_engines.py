@@ -163,6 +163,7 @@ def _samples(shape: Shape, end_ns: int) -> pa.Table:
     rows = []
     for t_ns in range(BEGIN_NS + S // 5, end_ns, S // 5):
         rows.append((t_ns, "cpu", "busy", float(rng.uniform(20, 70)), "%"))
+        rows.append((t_ns, "cpu", "iowait", 15.0, "%"))
         rows.append((t_ns, "memory", "used", 4e9, "B"))
         for gpu in range(shape.gpus):
             since = (t_ns - BEGIN_NS) / S - shape.init_s

@@ -48,7 +48,7 @@ def test_the_registry_knows_its_figures_and_the_nearest_name() -> None:
         assert name == figure(name).NAME
     with pytest.raises(AnalysisError, match="no figure is called 'bandwith'; did you mean bandwidth"):
         figure("bandwith")
-    with pytest.raises(AnalysisError, match="fig5, fig6, bandwidth, sizes, flamegraph, pressure"):
+    with pytest.raises(AnalysisError, match="there are fig2, fig3, fig4, fig5, fig6, "):
         figure("42")
 
 

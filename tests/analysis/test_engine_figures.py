@@ -123,7 +123,7 @@ def test_a_percent_that_is_none_puts_nothing_on_disk(tmp_path: Path, percent: An
     write_record(tmp_path / "a", config={"workload": {"kind": "flexgen", "percent": percent}})
     trial = load_trial(tmp_path / "a")
     assert on_disk(trial) == {}
-    assert "unknown model" in described(trial)
+    assert "Unknown model" in described(trial)
 
 
 def test_a_trial_says_what_its_engine_was_told(made: Run) -> None:
@@ -440,7 +440,7 @@ def test_a_run_of_every_kind_is_drawn_and_reported(tmp_path: Path) -> None:
     assert sorted(per_trial) == sorted(["fig3-job-a_rep-1", "fig4", "fig4-job-b_rep-1", "fig4-job-c_rep-2", *of_c])
     page = (run / "report.html").read_text()
     assert "What the engines reported" in page
-    assert page.count('id="figure-bandwidth-') == 0  # each trial's own figures hold them
+    assert page.count('id="figure-timeline-') == 0  # each trial's own figures hold them
     for text in ("OOM kills", "12.4 GiB", "21 GiB", "1/s"):
         assert text in page
 
@@ -452,7 +452,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         name = {"hostname": HOSTILE, "gpus": [HOSTILE]}
         change(trial, id=HOSTILE, cell={HOSTILE: trial.slug}, node=name, device={"name": HOSTILE}, trouble=HOSTILE)
         change(load_trial(trial.path), config={"workload": trial.record["config"]["workload"] | {"model": HOSTILE}})
-    for one in draw(load_run(run.path), ["fig5", "fig6"], tmp_path / "out"):
+    names = ["fig5", "fig6", "timeline", "sectors", "tokens"]
+    for one in draw(load_run(run.path), names, tmp_path / "out"):
         assert one.reason is None
         assert "<script>alert" not in one.svg
         assert one.files["html"].read_text().count("<script>") == 2
