@@ -23,6 +23,7 @@ import pyarrow.csv as csv
 
 from analysis.ingest.part import BOOT, Part, Source
 from analysis.ingest.request_file import Column, RequestFile, in_order
+from analysis.ingest.text import CUT as _CUT
 from analysis.trace import Array
 from analysis.units import SECTOR_BYTES, count_text
 
@@ -47,7 +48,6 @@ _MOST = (1 << 63) - 1
 
 _BROKEN = "a line that is broken or has values no request can have"
 _TEXT = "a line of other text"
-_CUT = "the last line, which the file's end cuts off"
 
 
 @dataclass

@@ -32,6 +32,10 @@ _SUMMARY = re.compile(
     r"\s*$|CPU\d+ \(|Total \(|Throughput \(|Events \(|Skips:|Input file|"
     r"\s+(?:Reads|Writes|Read|Write|PC|IO unplugs|Allocation|Dispatch|In-flight)\b"
 )
+#: A last line that ends like this has lost nothing that is read.
+_WHOLE = re.compile(r"\]\s*$|Skips:.*\(\s*\d+\s*-")
+#: The number of lost events is cut off.
+_CUT_SKIPS = re.compile(r"\s*Skips:\s*[1-9]")
 _COLUMNS = ("issue_ns", "complete_ns", "insert_ns", "rwbs", "dev", "comm", "sector", "bytes", "error", "pid")
 _BATCH = 1 << 16
 #: What was in flight when the trace began or ended is no loss; the block layer gives up a request after so long.
@@ -130,7 +134,7 @@ def read(source: Source, folder: Path) -> Part:
     provenance = {"importer": KIND, "file": source.name}
     with RequestFile(folder / "requests.parquet", provenance, ["issue", "completion", "insert"], _COLUMNS) as out:
         pairing = _Pairing(part, out)
-        for number, line in text.lines(part):
+        for number, line in text.lines(part, _WHOLE):
             event = _EVENT.fullmatch(line)
             if event is not None and len(event[4]) < 10:
                 pairing.take(number, event)
@@ -166,6 +170,8 @@ def _describe(part: Part, out: RequestFile, pairing: _Pairing, lost: int, unmatc
         f"{count_text(pairing.overtaken, 'sector')} issued again before the completion": pairing.overtaken,
         f"{count_text(malformed, 'line')} of the trace could not be read": malformed,
     }
+    if _CUT_SKIPS.match(part.cut or ""):
+        part.reasons.append("some events lost by the tracer (the line that counts them is cut off)")
     part.reasons += [reason for reason, count in faults.items() if count]
     if not out.rows:
         part.failures.append(f"{part.source.name} holds no request (no event D or C)")

@@ -33,6 +33,10 @@ _VERSION = re.compile(rb"\s*fio version (\d) iolog")
 _REPORT = re.compile(rb"\s*(?:[^{\n]*\n)*?\{\s*\"fio version\"")
 _NAME = re.compile(r"_(bw|iops|slat|clat|lat)(?:\.\d+)?\.log$")
 _WORDS = {"0": "R", "1": "W", "2": "D", "read": "R", "write": "W", "trim": "D"}
+#: A last line that goes on behind offset and size has them whole: a priority follows, or a sixth number.
+_WHOLE = re.compile(r",\s*0x|^(?:[^,]*,){5}")
+_WHOLE_ACTION = re.compile(r" (?:add|open|close)$")
+_ANY = re.compile("")
 _BATCH = 1 << 16
 #: Times of a log begin here: an I/O that completed in the first millisecond may have been issued before it.
 _ORIGIN_NS = 3600 * NS_PER_S
@@ -81,7 +85,7 @@ def _latencies(part: Part, folder: Path) -> None:
 
     def rows(out: RequestFile) -> Iterator[list[int]]:
         nonlocal offsets
-        for number, line in text.lines(part):
+        for number, line in text.lines(part, _WHOLE):
             found = _ENTRY.fullmatch(line)
             if found is None or int(found[2]) > _ORIGIN_NS or int(found[5] or 0) >= 1 << 62:
                 part.skipped.add(_BAD, part.source.name, number)
@@ -111,7 +115,7 @@ def _latencies(part: Part, folder: Path) -> None:
 
 def _iolog(part: Part, folder: Path, version: int) -> None:
     def rows(out: RequestFile) -> Iterator[list[int]]:
-        for number, line in text.lines(part):
+        for number, line in text.lines(part, _WHOLE_ACTION):
             found = _ACTION.fullmatch(line)
             if found is not None:
                 out_dev = out.code("dev", found[2])
@@ -166,7 +170,7 @@ def _add(out: RequestFile, columns: Sequence[str], batch: list[list[int]]) -> No
 
 def _report(part: Part) -> None:
     """Take the numbers of each job: bandwidth, IOPS, and latencies by operation."""
-    content = "\n".join(line for _, line in text.lines(part))
+    content = "\n".join(line for _, line in text.lines(part, _ANY))
     try:
         jobs = json.loads(content[content.index("{") :])["jobs"]
         for job in jobs:

@@ -23,6 +23,8 @@ _COLUMNS = {
     "memory.used": ("memory_used_bytes", "B", 1 << 20),
 }
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+#: A last reading that ends with its unit has lost nothing.
+_WHOLE = re.compile(r"(?:%|MiB|\])\s*$")
 _BAD_LINE = "a line that has not the columns of the header"
 _BAD_TIME = "a line whose time cannot be read"
 _BAD_VALUE = "a value that is no number"
@@ -37,7 +39,7 @@ def read(source: Source) -> Part:
     """Return the samples in the file; `metrics` has the mean utilisation of each GPU over all its lines."""
     part = Part(source, KIND, clock=WALL)
     header: list[str] = []
-    for number, line in text.lines(part):
+    for number, line in text.lines(part, _WHOLE):
         fields = _fields(line)
         if found := _header(fields):
             header = found

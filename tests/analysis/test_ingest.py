@@ -24,6 +24,7 @@ from analysis.figures.fig2 import bandwidth_per_repeat
 from analysis.ingest import commands, deepnvme, generation, kinds, nvidia
 from analysis.ingest.__main__ import main
 from analysis.ingest.part import Source
+from analysis.ingest.text import CUT
 from analysis.run import Run, Trial
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +218,38 @@ def test_an_engine_that_did_not_finish_failed(tmp_path: Path) -> None:
     (trial,) = imported(tree, tmp_path / "results").published
     assert trial.state == "failed"
     assert "did not finish" in trial.reasons[0]
+
+
+@pytest.mark.parametrize("cut", ["latency: 12", "throughput: 2.560 token/s", "projected"])
+def test_an_engines_log_that_is_cut_off_failed(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(ENGINE[: ENGINE.rindex(cut)] + cut[:2])
+    part = generation.read(Source(path, "log.txt"))
+    assert "did not finish" in part.failures[0]
+    assert part.skipped.counts[CUT] == 1
+    assert "total_latency_s" not in part.metrics
+
+
+def test_a_whole_log_without_its_last_line_end_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(ENGINE.rstrip())
+    part = generation.read(Source(path, "log.txt"))
+    assert (part.failures, dict(part.skipped.counts)) == ([], {})
+    assert part.metrics["tokens_per_s"] == (2.56, "1/s")
+
+
+def test_a_cut_reading_and_a_cut_command_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    for module, text in (
+        (nvidia, GPU + "2025/01/16 13:25:55.349, 9"),
+        (commands, COMMANDS[: COMMANDS.index(" --gpu")]),
+    ):
+        path.write_text(text)
+        part = module.read(Source(path, "file.txt"))
+        assert part.skipped.counts[CUT] == 1
+        assert part.workload == {}
+    path.write_text(GPU + "2025/01/16 13:25:55.349, 98 %")
+    assert nvidia.read(Source(path, "file.txt")).metrics["gpu0_utilisation_mean"] == (148 / 3, "%")
 
 
 def test_two_experiments_in_one_folder_are_told_apart_by_name(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from analysis.ingest import bite_size, blkparse, fio_log, kinds
 from analysis.ingest.part import Part, Source
 from analysis.ingest.request_file import RequestFile
+from analysis.ingest.text import CUT
 from analysis.schema import operation, recorded_events
 
 ANY_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -238,3 +239,40 @@ def test_an_iolog_has_issues_and_no_completions(tmp_path: Path) -> None:
         (7_000_000, "write", 0, 512, None),
     ]
     assert not part.skipped.counts
+
+
+CUT_TRACES = [
+    (blkparse, BLKPARSE.split(b"CPU3")[0] + b"  8,0    3       17     0.004000000   697  D   R 23 + 25", 2),
+    (fio_log, b"1, 50000, 0, 131072\n2, 50000, 0, 13", 1),
+    (fio_log, b"1, 50000, 0, 131072, 4096\n2, 50000, 0, 131072, 40", 1),
+    (fio_log, b"fio version 3 iolog\n0 /f add\n5 /f read 4096 8192\n7 /f write 0 5", 1),
+]
+
+
+@pytest.mark.parametrize(("module", "text", "requests"), CUT_TRACES)
+def test_a_last_line_that_is_cut_off_is_counted_and_no_request(
+    tmp_path: Path, module: Any, text: bytes, requests: int
+) -> None:
+    part, found = read(module, text, tmp_path)
+    assert len(found) == requests
+    assert part.skipped.first[CUT] == f"trace.txt:{part.lines}"
+    assert part.skipped.counts[CUT] == 1
+    assert (part.reasons, part.failures) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (blkparse, BLKPARSE.split(b"  8,0    3       15")[0].rstrip()),
+        (fio_log, b"1, 50000, 0, 131072, 4096, 0x0000\n2, 50000, 0, 131072, 4096, 0x00"),
+    ],
+)
+def test_a_last_line_that_is_whole_without_its_line_end_counts(tmp_path: Path, module: Any, text: bytes) -> None:
+    part, found = read(module, text, tmp_path)
+    assert len(found) == 2
+    assert not part.skipped.counts
+
+
+def test_a_cut_count_of_lost_events_is_some(tmp_path: Path) -> None:
+    part, _ = read(blkparse, BLKPARSE.split(b"Skips")[0] + b"Skips: 2 forward (3", tmp_path)
+    assert part.reasons == ["some events lost by the tracer (the line that counts them is cut off)"]
