@@ -48,8 +48,9 @@ class SampleRow:
 class Part:
     """What one file tells of a trial.
 
-    `clock` is what the times of its phases and samples are told by. `tracer` describes the requests, which the importer
-    has written already. `cut` is the last line where the file's end cuts it off. `reasons` make the trial invalid, `failures` failed; `notes` stand in the report.
+    `clock` is what the times of its phases and samples are told by. `cut` is the last line where the file's end cuts it
+    off. `tracer` describes the requests, which the importer has written already. `reasons` make the trial invalid,
+    `failures` failed; `notes` stand in the report.
     """
 
     source: Source

@@ -276,3 +276,17 @@ def test_a_last_line_that_is_whole_without_its_line_end_counts(tmp_path: Path, m
 def test_a_cut_count_of_lost_events_is_some(tmp_path: Path) -> None:
     part, _ = read(blkparse, BLKPARSE.split(b"Skips")[0] + b"Skips: 2 forward (3", tmp_path)
     assert part.reasons == ["some events lost by the tracer (the line that counts them is cut off)"]
+
+
+@pytest.mark.parametrize("before", [b"", b"9, R, 5"])
+@pytest.mark.parametrize("block", [1 << 6, 1 << 22])
+def test_lost_events_at_the_end_of_the_file_are_not_overlooked(tmp_path: Path, before: bytes, block: int) -> None:
+    text = b"".join(line(n, "R", 256, n) for n in range(300)) + before
+    part, found = read(bite_size, text + b"Lost 123 events", tmp_path, block)
+    assert len(found) == 300
+    assert part.reasons == ["123 events lost by the tracer"]
+    message = b"Lost 123 event"
+    for end in range(2, len(message) + 1):
+        part, found = read(bite_size, text + message[:end], tmp_path, block)
+        assert len(found) == 300
+        assert part.reasons == ["some events lost by the tracer (the line that counts them is cut off)"]
