@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,12 +174,31 @@ def _report(part: Part) -> None:
     content = "\n".join(line for _, line in text.lines(part, _ANY))
     try:
         jobs = json.loads(content[content.index("{") :])["jobs"]
-        for job in jobs:
+        names = [str(job["jobname"]) for job in jobs]
+        for name, job in zip(_told_apart(names), jobs, strict=True):
             for op in ("read", "write"):
-                part.metrics |= _numbers(str(job["jobname"]), op, job[op])
+                part.metrics |= _numbers(name, op, job[op])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         part.skipped.add("a JSON report that is cut off or has no jobs", part.source.name)
         part.failures.append(f"{part.source.name} cannot be read as fio's JSON ({type(error).__name__})")
+    else:
+        part.notes += [
+            f"{count} jobs are called {name}: their numbers stand under that name with a number, each job's its own"
+            for name, count in Counter(names).items()
+            if count > 1
+        ]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return the jobs' names, numbered where several (fio's numjobs without group_reporting) have one."""
+    counts, taken, told = Counter(names), set(names), []
+    for name in names:
+        number = 1
+        while counts[name] > 1 and f"{name}.{number}" in taken:
+            number += 1
+        told.append(f"{name}.{number}" if counts[name] > 1 else name)
+        taken.add(told[-1])
+    return told
 
 
 def _numbers(job: str, op: str, told: dict[str, Any]) -> dict[str, tuple[float, str]]:

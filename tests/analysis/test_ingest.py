@@ -319,6 +319,23 @@ def test_fios_report_is_numbers(tmp_path: Path) -> None:
     assert trial.tracer == "none"
 
 
+def test_fios_jobs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    def job(name: str, kib: int) -> dict[str, Any]:
+        return {"jobname": name, "read": {"io_bytes": kib, "bw": kib, "iops": 1.0}, "write": {"io_bytes": 0}}
+
+    jobs = [job("seq", 1 << 20), job("seq", 1 << 19), job("seq.1", 1 << 18), job("other", 1 << 18)]
+    (tmp_path / "fio.json").write_text(json.dumps({"fio version": "fio-3.33", "jobs": jobs}))
+    (trial,) = imported(tmp_path / "fio.json", tmp_path / "results").published
+    found = {name: value for name, (value, unit) in trial.measured.items() if unit == "GiB/s"}
+    assert found == {
+        "seq.2.read_bandwidth_gib_s": 1.0,
+        "seq.3.read_bandwidth_gib_s": 0.5,
+        "seq.1.read_bandwidth_gib_s": 0.25,
+        "other.read_bandwidth_gib_s": 0.25,
+    }
+    assert "2 jobs are called seq: " in trial.record["trouble"]
+
+
 def test_fios_logs_without_latencies_are_left_with_the_reason(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
