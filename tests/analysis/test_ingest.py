@@ -304,6 +304,55 @@ def test_samples_come_back_as_they_were(tmp_path: Path, made: list[tuple[int, in
     assert sorted(((row.t_ns - midnight) // 10**6, row.value) for row in part.samples) == sorted(made)
 
 
+@pytest.mark.parametrize(
+    ("column", "names"), [("uuid", ("GPU-5f", "GPU-1a")), ("pci.bus_id", ("00:3B", "00:AF")), ("index", ("1", "0"))]
+)
+def test_gpus_are_told_apart_by_any_column_that_does(tmp_path: Path, column: str, names: tuple[str, str]) -> None:
+    path = tmp_path / "gpu.csv"
+    path.write_text(
+        f"timestamp, {column}, utilization.gpu [%]\n"
+        + "".join(
+            f"2025/01/21 01:31:{second}.{n}00, {name}, {100 - 100 * n} %\n"
+            for second in range(10, 50)
+            for n, name in enumerate(names)
+        )
+    )
+    part = nvidia.read(Source(path, "gpu.csv"))
+    busy, idle = ("gpu1", "gpu0") if column == "index" else ("gpu0", "gpu1")
+    assert part.metrics == {f"{busy}_utilisation_mean": (100, "%"), f"{idle}_utilisation_mean": (0, "%")}
+    assert part.notes == ([] if column == "index" else [f"gpu0 is {names[0]}", f"gpu1 is {names[1]}"])
+
+
+@pytest.mark.parametrize(("readings", "apart_ms"), [(1, 0), (40, 0), (40, 7)])
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_gpus_that_nothing_tells_apart_are_named_so(tmp_path: Path, readings: int, apart_ms: int, gpus: int) -> None:
+    path = tmp_path / "gpu.csv"
+    path.write_text(
+        "timestamp, name, utilization.gpu [%]\n"
+        + "".join(
+            f"2025/01/21 01:31:{10 + second}.{n * apart_ms:03d}, NVIDIA A100, {100 * (n % 2)} %\n"
+            for second in range(readings)
+            for n in range(gpus)
+        )
+    )
+    part = nvidia.read(Source(path, "gpu.csv"))
+    assert part.metrics == {"gpus_utilisation_mean": (50, "%")}
+    assert {row.source for row in part.samples} == {"gpus"}
+    (note,) = part.notes
+    assert "several lines a reading" in note
+
+
+def test_one_gpu_that_is_read_unevenly_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.csv"
+    times = [200 * n + 37 * (n % 3) + 5000 * (n > 20) for n in range(40)]
+    path.write_text(
+        "timestamp, utilization.gpu [%]\n"
+        + "".join(f"2025/01/21 01:31:{10 + t // 1000}.{t % 1000:03d}, 5 %\n" for t in times)
+    )
+    part = nvidia.read(Source(path, "gpu.csv"))
+    assert (part.notes, part.metrics) == ([], {"gpu0_utilisation_mean": (5, "%")})
+
+
 def test_fios_report_is_numbers(tmp_path: Path) -> None:
     job: dict[str, Any] = {"jobname": "load", "write": {"io_bytes": 0}}
     job["read"] = {
