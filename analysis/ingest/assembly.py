@@ -48,7 +48,7 @@ def trials(group: Group, folder: Path) -> Iterator[tuple[dict[str, Any], list[Pa
 def write(folder: Path, parts: Sequence[Part], fs: str | None) -> dict[str, Any]:
     """Write a trial's tables and logs into `folder` and return its record, all but id, slug, cell and repeat."""
     placed = _Placed(parts)
-    _write_tables(folder, placed)
+    _write_tables(folder, placed, str(_workload(parts).get("kind", "engine")))
     _keep_logs(folder, parts)
     skipped = Skipped()
     for part in parts:
@@ -222,11 +222,11 @@ def _metrics(parts: Sequence[Part]) -> dict[str, tuple[float, str]]:
     return found
 
 
-def _write_tables(folder: Path, placed: _Placed) -> None:
+def _write_tables(folder: Path, placed: _Placed, process: str) -> None:
     rows: dict[str, list[dict[str, Any]]] = {
         "phases": [
             {
-                "process": "engine",
+                "process": process,
                 "name": row.name,
                 "step": row.step,
                 "attributes": list(row.attributes.items()),

@@ -23,6 +23,7 @@ import pyarrow.csv as csv
 
 from analysis.ingest.part import BOOT, Part, Source
 from analysis.ingest.request_file import Column, RequestFile, in_order
+from analysis.ingest.text import CUT as _CUT
 from analysis.trace import Array
 from analysis.units import SECTOR_BYTES, count_text
 
@@ -38,7 +39,9 @@ _REACH = 1 << 16
 _NAMES = ("issue_ns", "rwbs", "bytes", "sector", "nr_sector")
 _WORD = re.compile(rb"[A-Z]{1,8}")
 _LINE = re.compile(rb"\s*(\d+)\s*,\s*([A-Z]{1,8})\s*,\s*(-?\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
-_MESSAGE = re.compile(rb"Lost (\d+) events\r?\n|Attaching \d+ probes?\.\.\.\r?\n")
+_MESSAGE = re.compile(rb"Lost (\d+) events\r?(?:\n|\Z)|Attaching \d+ probes?\.\.\.\r?\n")
+#: The beginning of such a message, which the file's end cuts off: how many were lost is unknown.
+_HALF_LOST = re.compile(rb"Lo(?:s(?:t(?: (?:\d+(?: (?:e(?:v(?:e(?:n(?:t)?)?)?)?)?)?)?)?)?)?\Z")
 #: A line that has this may be a request, or a piece of one.
 _PIECE = re.compile(rb"\d\s*,|,\s*-?\d|^\s*\d+\s*$")
 #: The kernel's number of a sector where there is none.
@@ -47,7 +50,6 @@ _MOST = (1 << 63) - 1
 
 _BROKEN = "a line that is broken or has values no request can have"
 _TEXT = "a line of other text"
-_CUT = "the last line, which the file's end cuts off"
 
 
 @dataclass
@@ -61,13 +63,17 @@ class _Met:
 
 @dataclass
 class _Block:
-    """What a piece of the file holds; the words of `rwbs` are its own, `skipped` tells by reason what is no request."""
+    """What a piece of the file holds; the words of `rwbs` are its own, `skipped` tells by reason what is no request.
+
+    `lost_more`: the count of some more lost events is cut off.
+    """
 
     columns: dict[str, Column]
     words: list[str]
     lines: int = 0
     size: int = 0
     lost: int = 0
+    lost_more: bool = False
     skipped: dict[str, _Met] = field(default_factory=dict)
 
 
@@ -80,18 +86,21 @@ def recognises(head: bytes) -> bool:
 def read(source: Source, folder: Path) -> Part:
     """Write the trace to `requests.parquet` in `folder` and return what else the file tells."""
     part = Part(source, KIND, clock=BOOT)
-    lost = 0
+    lost, lost_more = 0, False
     provenance = {"importer": KIND, "file": source.name}
     with RequestFile(
         folder / "requests.parquet", provenance, ["issue"], ("issue_ns", "rwbs", "sector", "bytes")
     ) as out:
         for block in _parsed(source.path):
             lost += block.lost
+            lost_more = block.lost_more
             for reason, met in block.skipped.items():
                 part.skipped.add(reason, source.name, part.lines + met.line, met.count)
             part.lines += block.lines
             codes = np.array([out.code("rwbs", word) for word in block.words] or [0], np.int32)
             out.add(block.columns | {"rwbs": codes[block.columns["rwbs"]]})
+    if lost_more:
+        part.reasons.append("some events lost by the tracer (the line that counts them is cut off)")
     _describe(part, out, lost)
     return part
 
@@ -195,6 +204,7 @@ def _parse(block: bytes, last: bool) -> _Block:
         begin, lines = begin + piece.size, lines + piece.lines
         parts.append(piece)
     whole = _joined(parts)
+    whole.lost_more = last and bool(_HALF_LOST.search(block, max(len(block) - _REACH, 0)))
     whole.lines, whole.lost, whole.skipped = lines + len(messages), lost, skipped
     return whole
 

@@ -11,11 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from analysis.ingest import text
 from analysis.ingest.part import BOOT, Part, Source
 from analysis.ingest.request_file import RequestFile
-from analysis.trace import NEVER
+from analysis.trace import NEVER, Array
 from analysis.units import NS_PER_S, SECTOR_BYTES, count_text
 
 KIND = "blkparse"
@@ -32,10 +33,20 @@ _SUMMARY = re.compile(
     r"\s*$|CPU\d+ \(|Total \(|Throughput \(|Events \(|Skips:|Input file|"
     r"\s+(?:Reads|Writes|Read|Write|PC|IO unplugs|Allocation|Dispatch|In-flight)\b"
 )
+#: A last line that ends like this has lost nothing that is read.
+_WHOLE = re.compile(r"\]\s*$|Skips:.*\(\s*\d+\s*-")
+#: The number of lost events is cut off.
+_CUT_SKIPS = re.compile(r"\s*Skips:\s*[1-9]")
 _COLUMNS = ("issue_ns", "complete_ns", "insert_ns", "rwbs", "dev", "comm", "sector", "bytes", "error", "pid")
 _BATCH = 1 << 16
 #: What was in flight when the trace began or ended is no loss; the block layer gives up a request after so long.
 _IN_FLIGHT_NS = 30 * NS_PER_S
+#: Nor is what is this many times older than the largest latency seen still in flight,
+_SLOWER = 10
+#: where it is at least this old: the tail of few requests is unknown.
+_OLD_NS = NS_PER_S
+#: Or this many times, where so many requests have passed it from issue to completion.
+_PASSED_SLOWER, _PASSED = 2, 100
 _OTHER = "a line that is no event of blkparse's default format"
 _NO_BLOCKS = "an issue or completion without sectors (a flush, or a command passed through)"
 
@@ -57,13 +68,19 @@ class _Pairing:
         self.events: Counter[str] = Counter()
         self.orphans: list[int] = []
         self.overtaken = 0
+        self.begin: int | None = None
         self.now = 0
+        self.pairs = 0
+        self._slowest = 0
+        #: The last issues, and the first completions, of requests that have both.
+        self._last, self._first = np.empty(0, np.int64), np.empty(0, np.int64)
         self._rows: list[list[int]] = []
 
     def take(self, number: int, event: re.Match[str]) -> None:
         """Take one event of the text."""
         dev, action, rwbs, rest = event[1], event[7], event[8], event[9]
         self.now = int(event[4]) * NS_PER_S + int(event[5])
+        self.begin = self.now if self.begin is None else self.begin
         self.events[action] += 1
         if action not in "DCIR" or rwbs is None:
             return
@@ -111,16 +128,43 @@ class _Pairing:
     def flush(self) -> None:
         """Hand the rows on."""
         if self._rows:
-            self._out.add(dict(zip(_COLUMNS, np.array(self._rows, np.int64).T, strict=True)))
+            columns = dict(zip(_COLUMNS, np.array(self._rows, np.int64).T, strict=True))
             self._rows = []
+            done = columns["complete_ns"] != NEVER
+            self._seen(columns["issue_ns"][done], columns["complete_ns"][done])
+            self._out.add(columns)
+
+    def _seen(self, issued: Array, completed: Array) -> None:
+        """Keep what tells how long a request may be in flight."""
+        self.pairs += issued.size
+        self._slowest = max(self._slowest, int((completed - issued).max(initial=0)))
+        self._last = np.sort(np.concatenate([self._last, issued]))[-_PASSED:]
+        self._first = np.sort(np.concatenate([self._first, completed]))[:_PASSED]
 
     def finish(self) -> int:
         """Write what is still open; return how many rows and completions miss their other half for no known reason."""
-        lost = sum(self.now - row[0] > _IN_FLIGHT_NS for row in self.open.values())
+        opened = np.array([row[0] for row in self.open.values()], np.int64)
         for row in self.open.values():
             self._write(row)
         self.flush()
-        return lost + sum(t > _IN_FLIGHT_NS for t in self.orphans)
+        if "completion" not in self.recorded:
+            return 0
+        orphans = np.array(self.orphans, np.int64)
+        passed = self._last.size == _PASSED
+        lost = self._lost(self.now - opened, opened < self._last[0] if passed else np.zeros(opened.size, bool))
+        passing = orphans > self._first[-1] if passed else np.zeros(orphans.size, bool)
+        return lost + self._lost(orphans - (self.begin or 0), passing)
+
+    def _lost(self, ages: Array, passed: npt.NDArray[np.bool_]) -> int:
+        """Return how many of these ages no request in flight can have; `passed`: whether many others passed it."""
+        slow = (ages > _SLOWER * self._slowest) & (ages > _OLD_NS)
+        return int(((ages > _IN_FLIGHT_NS) | slow | (passed & (ages > _PASSED_SLOWER * self._slowest))).sum())
+
+    @property
+    def recorded(self) -> list[str]:
+        """Which events the trace has; a tracer can be told to leave some out (`blktrace -a issue`)."""
+        there = {"issue": True, "completion": bool(self.pairs or self.orphans), "insert": self.events["I"] > 0}
+        return [name for name, is_there in there.items() if is_there]
 
 
 def read(source: Source, folder: Path) -> Part:
@@ -130,7 +174,7 @@ def read(source: Source, folder: Path) -> Part:
     provenance = {"importer": KIND, "file": source.name}
     with RequestFile(folder / "requests.parquet", provenance, ["issue", "completion", "insert"], _COLUMNS) as out:
         pairing = _Pairing(part, out)
-        for number, line in text.lines(part):
+        for number, line in text.lines(part, _WHOLE):
             event = _EVENT.fullmatch(line)
             if event is not None and len(event[4]) < 10:
                 pairing.take(number, event)
@@ -139,33 +183,40 @@ def read(source: Source, folder: Path) -> Part:
             elif not _SUMMARY.match(line):
                 part.skipped.add(_OTHER, source.name, number)
         unmatched = pairing.finish()
+        out.correct(pairing.recorded)
     _describe(part, out, pairing, lost, unmatched)
     return part
 
 
 def _describe(part: Part, out: RequestFile, pairing: _Pairing, lost: int, unmatched: int) -> None:
     malformed = part.skipped.counts[_OTHER]
+    complete = "completion" in pairing.recorded
+    overtaken = pairing.overtaken if complete else 0
     part.tracer = {
         "name": "blktrace",
         "requests": out.rows,
         "lost": lost,
         "unmatched": unmatched,
-        "overtaken": pairing.overtaken,
+        "overtaken": overtaken,
         "malformed": malformed,
         "in_flight_at_begin": len(pairing.orphans),
-        "in_flight_at_end": len(pairing.open),
+        "in_flight_at_end": len(pairing.open) if complete else None,
         "merges": pairing.events["M"] + pairing.events["F"],
         "events": dict(pairing.events),
         "begin_ns": out.begin_ns,
         "end_ns": out.end_ns,
     }
-    part.moved = out.moved
+    part.moved = out.moved if complete else out.issued
+    if not complete:
+        part.notes.append("the trace has no completions: bytes are those issued; no latency, no queue depth")
     faults = {
         f"{count_text(lost, 'event')} lost by the tracer": lost,
         f"{count_text(unmatched, 'issue or completion', 'issues and completions')} without the other half": unmatched,
-        f"{count_text(pairing.overtaken, 'sector')} issued again before the completion": pairing.overtaken,
+        f"{count_text(overtaken, 'sector')} issued again before the completion": overtaken,
         f"{count_text(malformed, 'line')} of the trace could not be read": malformed,
     }
+    if _CUT_SKIPS.match(part.cut or ""):
+        part.reasons.append("some events lost by the tracer (the line that counts them is cut off)")
     part.reasons += [reason for reason, count in faults.items() if count]
     if not out.rows:
-        part.failures.append(f"{part.source.name} holds no request (no event D or C)")
+        part.failures.append(f"{part.source.name} holds no request (no event D)")

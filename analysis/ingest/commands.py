@@ -24,6 +24,8 @@ _KEYS = {
     "--num-gpu-batches": "num_batches",
 }
 _LIMIT = re.compile(r"Memory(?:Limit|Max)=(\d+)([KMGT]?)")
+#: What follows the redirection of a cut line is the name of a file at most.
+_WHOLE = re.compile(r">\s*\S")
 _UNREAD = "a line that is no command"
 
 
@@ -35,7 +37,7 @@ def recognises(head: bytes) -> bool:
 def read(source: Source) -> Part:
     """Return command, workload and limits of the engine's line."""
     part = Part(source, KIND)
-    for number, line in text.lines(part):
+    for number, line in text.lines(part, _WHOLE):
         try:
             words = shlex.split(line)
         except ValueError:

@@ -20,6 +20,7 @@ _RESULT = re.compile(
     rb"^\s*(py|aio|gds) (store|load)_(cpu|gpu):\s+%s GB,\s+%s secs,\s+%s GB/sec\s*$" % (_NUMBER, _NUMBER, _NUMBER), re.M
 )
 _ARGUMENTS = re.compile(rb"^args = Namespace\((.*)\)", re.M)
+_WHOLE = re.compile(r"(?:GB/sec|\))\s*$")
 _APIS = {"py": "posix", "aio": "aio", "gds": "gds"}
 _DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 #: Half of the last place that GB/sec is printed with, and what is lost where the scripts add and divide.
@@ -35,7 +36,7 @@ def read(source: Source) -> Part:
     """Return one phase that stands for all loops: `bytes` and duration of all, as the mean tells them."""
     part = Part(source, KIND, clock=DURATIONS)
     loops = None
-    for number, line in text.lines(part):
+    for number, line in text.lines(part, _WHOLE):
         if told := _ARGUMENTS.match(line.encode()):
             found = re.search(rb"\bloop=(\d+)", told[1])
             loops = int(found[1]) if found else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ _VERSION = re.compile(rb"\s*fio version (\d) iolog")
 _REPORT = re.compile(rb"\s*(?:[^{\n]*\n)*?\{\s*\"fio version\"")
 _NAME = re.compile(r"_(bw|iops|slat|clat|lat)(?:\.\d+)?\.log$")
 _WORDS = {"0": "R", "1": "W", "2": "D", "read": "R", "write": "W", "trim": "D"}
+#: A last line that goes on behind offset and size has them whole: a priority follows, or a sixth number.
+_WHOLE = re.compile(r",\s*0x|^(?:[^,]*,){5}")
+_WHOLE_ACTION = re.compile(r" (?:add|open|close)$")
+_ANY = re.compile("")
 _BATCH = 1 << 16
 #: Times of a log begin here: an I/O that completed in the first millisecond may have been issued before it.
 _ORIGIN_NS = 3600 * NS_PER_S
@@ -81,7 +86,7 @@ def _latencies(part: Part, folder: Path) -> None:
 
     def rows(out: RequestFile) -> Iterator[list[int]]:
         nonlocal offsets
-        for number, line in text.lines(part):
+        for number, line in text.lines(part, _WHOLE):
             found = _ENTRY.fullmatch(line)
             if found is None or int(found[2]) > _ORIGIN_NS or int(found[5] or 0) >= 1 << 62:
                 part.skipped.add(_BAD, part.source.name, number)
@@ -111,7 +116,7 @@ def _latencies(part: Part, folder: Path) -> None:
 
 def _iolog(part: Part, folder: Path, version: int) -> None:
     def rows(out: RequestFile) -> Iterator[list[int]]:
-        for number, line in text.lines(part):
+        for number, line in text.lines(part, _WHOLE_ACTION):
             found = _ACTION.fullmatch(line)
             if found is not None:
                 out_dev = out.code("dev", found[2])
@@ -166,15 +171,34 @@ def _add(out: RequestFile, columns: Sequence[str], batch: list[list[int]]) -> No
 
 def _report(part: Part) -> None:
     """Take the numbers of each job: bandwidth, IOPS, and latencies by operation."""
-    content = "\n".join(line for _, line in text.lines(part))
+    content = "\n".join(line for _, line in text.lines(part, _ANY))
     try:
         jobs = json.loads(content[content.index("{") :])["jobs"]
-        for job in jobs:
+        names = [str(job["jobname"]) for job in jobs]
+        for name, job in zip(_told_apart(names), jobs, strict=True):
             for op in ("read", "write"):
-                part.metrics |= _numbers(str(job["jobname"]), op, job[op])
+                part.metrics |= _numbers(name, op, job[op])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         part.skipped.add("a JSON report that is cut off or has no jobs", part.source.name)
         part.failures.append(f"{part.source.name} cannot be read as fio's JSON ({type(error).__name__})")
+    else:
+        part.notes += [
+            f"{count} jobs are called {name}: their numbers stand under that name with a number, each job's its own"
+            for name, count in Counter(names).items()
+            if count > 1
+        ]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return the jobs' names, numbered where several (fio's numjobs without group_reporting) have one."""
+    counts, taken, told = Counter(names), set(names), []
+    for name in names:
+        number = 1
+        while counts[name] > 1 and f"{name}.{number}" in taken:
+            number += 1
+        told.append(f"{name}.{number}" if counts[name] > 1 else name)
+        taken.add(told[-1])
+    return told
 
 
 def _numbers(job: str, op: str, told: dict[str, Any]) -> dict[str, tuple[float, str]]:

@@ -48,7 +48,9 @@ _STAMPS = (
     re.compile(r"^\[rank\d+\]:\[[A-Z]\d{3,4} (\d\d:\d\d:\d\d\.\d+)"),
 )
 _SHAPE = re.compile(r"input_ids\.shape = torch\.Size\(\[(\d+), (\d+)\]\)")
-_NEEDED = ("prefill_latency_s", "decode_latency_s")
+#: A last line that ends with the unit of its number, or the end of a list, has lost no digit of it.
+_WHOLE = re.compile(r"(?:token/s|\d s|GB|\])\s*$")
+_NEEDED = ("prefill_latency_s", "decode_latency_s", "total_latency_s", "tokens_per_s")
 
 
 def recognises(head: bytes) -> bool:
@@ -116,7 +118,7 @@ def read(source: Source) -> Part:
     """Return the engine's numbers, and its passes as phases where the log has their times."""
     part = Part(source, KIND, clock=DURATIONS)
     reader = _Reader(part)
-    for number, line in text.lines(part):
+    for number, line in text.lines(part, _WHOLE):
         reader.line(number, line)
     missing = [name for name in _NEEDED if name not in part.metrics]
     if missing:

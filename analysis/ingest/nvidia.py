@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import numpy as np
+
 from analysis.ingest import text
 from analysis.ingest.part import WALL, Part, SampleRow, Source
 from analysis.units import NS_PER_S
@@ -22,7 +24,15 @@ _COLUMNS = {
     "utilization.memory": ("memory_utilisation", "%", 1),
     "memory.used": ("memory_used_bytes", "B", 1 << 20),
 }
+#: The columns that tell GPUs apart, the surest first; both names nvidia-smi has for each.
+_GPUS = ("index", "uuid", "gpu_uuid", "pci.bus_id", "gpu_bus_id", "name", "gpu_name")
+#: GPUs that no column tells apart.
+_ALL = "gpus"
+#: Lines of one reading are this much closer than readings are to each other, at most.
+_CLOSE = 0.1
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+#: A last reading that ends with its unit has lost nothing.
+_WHOLE = re.compile(r"(?:%|MiB|\])\s*$")
 _BAD_LINE = "a line that has not the columns of the header"
 _BAD_TIME = "a line whose time cannot be read"
 _BAD_VALUE = "a value that is no number"
@@ -37,15 +47,19 @@ def read(source: Source) -> Part:
     """Return the samples in the file; `metrics` has the mean utilisation of each GPU over all its lines."""
     part = Part(source, KIND, clock=WALL)
     header: list[str] = []
-    for number, line in text.lines(part):
+    gpus: dict[str, str] = {}
+    for number, line in text.lines(part, _WHOLE):
         fields = _fields(line)
         if found := _header(fields):
             header = found
         elif header and len(fields) == len(header):
-            _sample(part, dict(zip(header, fields, strict=True)), number)
+            _sample(part, dict(zip(header, fields, strict=True)), gpus, number)
         else:
             part.skipped.add(_BAD_LINE, source.name, number)
     part.samples.sort(key=lambda row: row.t_ns)
+    merged = _merge(part)
+    named = {told: gpu for told, gpu in gpus.items() if told and not told.isdecimal() and gpu not in merged}
+    part.notes += [f"{gpu} is {told}" for told, gpu in named.items()]
     part.metrics |= _means(part.samples)
     return part
 
@@ -69,12 +83,13 @@ def wall_ns(stamp: str) -> int | None:
     return int(moment.timestamp()) * NS_PER_S + moment.microsecond * 1000
 
 
-def _sample(part: Part, fields: Mapping[str, str], line: int) -> None:
+def _sample(part: Part, fields: Mapping[str, str], gpus: dict[str, str], line: int) -> None:
     t_ns = wall_ns(fields["timestamp"])
     if t_ns is None:
         part.skipped.add(_BAD_TIME, part.source.name, line)
         return
-    gpu = f"gpu{fields['index']}" if fields.get("index", "").isdecimal() else "gpu0"
+    told = next((fields[name] for name in _GPUS if fields.get(name)), "")
+    gpu = gpus.setdefault(told, f"gpu{told if told.isdecimal() else len(gpus)}")
     for column, (name, unit, factor) in _COLUMNS.items():
         if column not in fields:
             continue
@@ -83,6 +98,35 @@ def _sample(part: Part, fields: Mapping[str, str], line: int) -> None:
             part.samples.append(SampleRow(t_ns, gpu, name, float(found[0]) * factor, unit))
         else:
             part.skipped.add(_BAD_VALUE, part.source.name, line)
+
+
+def _merge(part: Part) -> set[str]:
+    """Call readings by what they are where several stand in one moment: of all GPUs together.
+
+    Returns the sources that were.
+    """
+    times: dict[str, list[int]] = {}
+    for row in part.samples:
+        if row.name == "utilisation":
+            times.setdefault(row.source, []).append(row.t_ns)
+    merged = {gpu for gpu, found in times.items() if _several(found)}
+    if not merged:
+        return merged
+    for row in part.samples:
+        row.source = _ALL if row.source in merged else row.source
+    part.notes.append(
+        f"{part.source.name} has several lines a reading, and no column (index, uuid, pci.bus_id) tells its GPUs "
+        f"apart: the mean is that of all of them"
+    )
+    return merged
+
+
+def _several(times: Sequence[int]) -> bool:
+    """Say whether sorted times come in groups: at least a quarter of the gaps is much shorter than most others."""
+    if len(times) < 2:
+        return False
+    short, long = np.quantile(np.diff(times), [0.25, 0.95])
+    return bool(short == 0 or short < _CLOSE * long)
 
 
 def _means(samples: Sequence[SampleRow]) -> dict[str, tuple[float, str]]:

@@ -48,13 +48,15 @@ class SampleRow:
 class Part:
     """What one file tells of a trial.
 
-    `clock` is what the times of its phases and samples are told by. `tracer` describes the requests, which the importer
-    has written already. `reasons` make the trial invalid, `failures` failed; `notes` stand in the report.
+    `clock` is what the times of its phases and samples are told by. `cut` is the last line where the file's end cuts it
+    off. `tracer` describes the requests, which the importer has written already. `reasons` make the trial invalid,
+    `failures` failed; `notes` stand in the report.
     """
 
     source: Source
     kind: str
     lines: int = 0
+    cut: str | None = None
     skipped: Skipped = field(default_factory=Skipped)
     clock: str | None = None
     phases: list[PhaseRow] = field(default_factory=list)

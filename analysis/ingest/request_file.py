@@ -56,9 +56,11 @@ class RequestFile:
         self.rows = 0
         self.late = 0
         self.moved = dict.fromkeys(("read", "write", "discard"), 0)
+        self.issued = dict(self.moved)
         self.begin_ns: int | None = None
         self.end_ns: int | None = None
         self._path, self._columns = path, tuple(columns)
+        self._provenance, self._recorded = provenance, list(recorded)
         self._schema = described(REQUESTS, provenance, recorded)
         self._held_rows, self._group_rows = held_rows, group_rows
         self._held: dict[str, Column] = {name: np.empty(0, np.int64) for name in columns}
@@ -89,6 +91,10 @@ class RequestFile:
         if code == len(self.words[column]):
             self.words[column].append(word)
         return code
+
+    def correct(self, recorded: Sequence[str]) -> None:
+        """Say, after all rows, which events the trace turned out to have recorded."""
+        self._recorded = list(recorded)
 
     def add(self, rows: Rows) -> None:
         """Add rows in any order; equal times stay in the order they came."""
@@ -121,14 +127,15 @@ class RequestFile:
         self.rows += issue.size
         self.begin_ns = first if self.begin_ns is None else min(self.begin_ns, first)
         self.end_ns = last if self.end_ns is None else max(self.end_ns, last)
-        done = rows["complete_ns"] != NEVER if "complete_ns" in rows else np.ones(issue.size, bool)
+        done = rows["complete_ns"] != NEVER if "complete_ns" in rows else None
         ops = np.array([operation(word) for word in self.words["rwbs"]])
         for op in self.moved:
             codes = np.flatnonzero(ops == op)
             chosen = (
                 np.isin(rows["rwbs"], codes) if codes.size > 1 else rows["rwbs"] == (codes[0] if codes.size else NEVER)
             )
-            self.moved[op] += int(rows["bytes"][chosen & done].sum())
+            self.issued[op] += (issued := int(rows["bytes"][chosen].sum()))
+            self.moved[op] += issued if done is None else int(rows["bytes"][chosen & done].sum())
 
     def _emit(self, rows: dict[str, Column]) -> None:
         self._written = int(rows["issue_ns"][-1])
@@ -172,13 +179,24 @@ class RequestFile:
         self._out.close()
         self._spill()
         main = self._folder / "sorted.parquet"
+        schema, self._schema = self._schema, described(REQUESTS, self._provenance, self._recorded)
         if self._runs:
             whole = self._folder / "merged.parquet"
             with self._writer(whole) as out:
                 for table in _merged([_pieces(main), *(self._run(path) for path in self._runs)], self._group_rows):
                     out.write_table(table)
             main = whole
+        elif self._schema.metadata != schema.metadata:
+            main = self._restated(main)
         main.replace(self._path)
+
+    def _restated(self, main: Path) -> Path:
+        """Copy the file: what a schema says of it is written before its rows are."""
+        whole = self._folder / "restated.parquet"
+        with pq.ParquetFile(main) as file, self._writer(whole) as out:
+            for group in range(file.num_row_groups):
+                out.write_table(file.read_row_group(group).replace_schema_metadata(self._schema.metadata))
+        return whole
 
     def _writer(self, path: Path) -> pq.ParquetWriter:
         """Times and sectors grow by little: their differences take few bits, and less time than compressing them."""

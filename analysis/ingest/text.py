@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,24 @@ from analysis.ingest.part import Part
 _LINE_BYTES = 1 << 20
 _ENDS_BYTES = 1 << 16
 EMPTY = "an empty file"
+CUT = "the last line, which the file's end cuts off"
 
 
-def lines(part: Part) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line of the part's file, and count them; a file without any is counted as empty."""
+def lines(part: Part, whole: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line of the part's file, and count them; a file without any is counted as empty.
+
+    A last line without its line end may have lost digits: unless `whole` is found in it, it is skipped, counted, and
+    kept as `part.cut`.
+    """
     with part.source.path.open("rb") as file:
         while line := file.readline(_LINE_BYTES):
             part.lines += 1
-            yield part.lines, line.decode("utf-8", errors="replace").rstrip("\r\n")
+            told = line.decode("utf-8", errors="replace").rstrip("\r\n")
+            if not line.endswith(b"\n") and not file.peek(1) and not whole.search(told):
+                part.cut = told
+                part.skipped.add(CUT, part.source.name, part.lines)
+                return
+            yield part.lines, told
     if not part.lines:
         part.skipped.add(EMPTY, part.source.name)
 

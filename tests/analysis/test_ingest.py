@@ -24,6 +24,7 @@ from analysis.figures.fig2 import bandwidth_per_repeat
 from analysis.ingest import commands, deepnvme, generation, kinds, nvidia
 from analysis.ingest.__main__ import main
 from analysis.ingest.part import Source
+from analysis.ingest.text import CUT
 from analysis.run import Run, Trial
 
 ROOT = Path(__file__).parents[2]
@@ -219,6 +220,38 @@ def test_an_engine_that_did_not_finish_failed(tmp_path: Path) -> None:
     assert "did not finish" in trial.reasons[0]
 
 
+@pytest.mark.parametrize("cut", ["latency: 12", "throughput: 2.560 token/s", "projected"])
+def test_an_engines_log_that_is_cut_off_failed(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(ENGINE[: ENGINE.rindex(cut)] + cut[:2])
+    part = generation.read(Source(path, "log.txt"))
+    assert "did not finish" in part.failures[0]
+    assert part.skipped.counts[CUT] == 1
+    assert "total_latency_s" not in part.metrics
+
+
+def test_a_whole_log_without_its_last_line_end_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(ENGINE.rstrip())
+    part = generation.read(Source(path, "log.txt"))
+    assert (part.failures, dict(part.skipped.counts)) == ([], {})
+    assert part.metrics["tokens_per_s"] == (2.56, "1/s")
+
+
+def test_a_cut_reading_and_a_cut_command_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    for module, text in (
+        (nvidia, GPU + "2025/01/16 13:25:55.349, 9"),
+        (commands, COMMANDS[: COMMANDS.index(" --gpu")]),
+    ):
+        path.write_text(text)
+        part = module.read(Source(path, "file.txt"))
+        assert part.skipped.counts[CUT] == 1
+        assert part.workload == {}
+    path.write_text(GPU + "2025/01/16 13:25:55.349, 98 %")
+    assert nvidia.read(Source(path, "file.txt")).metrics["gpu0_utilisation_mean"] == (148 / 3, "%")
+
+
 def test_two_experiments_in_one_folder_are_told_apart_by_name(tmp_path: Path) -> None:
     folder = kv_tree(tmp_path) / "kv-xfs"
     (folder / "other.txt").write_text(ENGINE.replace("6.7b", "30b"))
@@ -271,6 +304,55 @@ def test_samples_come_back_as_they_were(tmp_path: Path, made: list[tuple[int, in
     assert sorted(((row.t_ns - midnight) // 10**6, row.value) for row in part.samples) == sorted(made)
 
 
+@pytest.mark.parametrize(
+    ("column", "names"), [("uuid", ("GPU-5f", "GPU-1a")), ("pci.bus_id", ("00:3B", "00:AF")), ("index", ("1", "0"))]
+)
+def test_gpus_are_told_apart_by_any_column_that_does(tmp_path: Path, column: str, names: tuple[str, str]) -> None:
+    path = tmp_path / "gpu.csv"
+    path.write_text(
+        f"timestamp, {column}, utilization.gpu [%]\n"
+        + "".join(
+            f"2025/01/21 01:31:{second}.{n}00, {name}, {100 - 100 * n} %\n"
+            for second in range(10, 50)
+            for n, name in enumerate(names)
+        )
+    )
+    part = nvidia.read(Source(path, "gpu.csv"))
+    busy, idle = ("gpu1", "gpu0") if column == "index" else ("gpu0", "gpu1")
+    assert part.metrics == {f"{busy}_utilisation_mean": (100, "%"), f"{idle}_utilisation_mean": (0, "%")}
+    assert part.notes == ([] if column == "index" else [f"gpu0 is {names[0]}", f"gpu1 is {names[1]}"])
+
+
+@pytest.mark.parametrize(("readings", "apart_ms"), [(1, 0), (40, 0), (40, 7)])
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_gpus_that_nothing_tells_apart_are_named_so(tmp_path: Path, readings: int, apart_ms: int, gpus: int) -> None:
+    path = tmp_path / "gpu.csv"
+    path.write_text(
+        "timestamp, name, utilization.gpu [%]\n"
+        + "".join(
+            f"2025/01/21 01:31:{10 + second}.{n * apart_ms:03d}, NVIDIA A100, {100 * (n % 2)} %\n"
+            for second in range(readings)
+            for n in range(gpus)
+        )
+    )
+    part = nvidia.read(Source(path, "gpu.csv"))
+    assert part.metrics == {"gpus_utilisation_mean": (50, "%")}
+    assert {row.source for row in part.samples} == {"gpus"}
+    (note,) = part.notes
+    assert "several lines a reading" in note
+
+
+def test_one_gpu_that_is_read_unevenly_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.csv"
+    times = [200 * n + 37 * (n % 3) + 5000 * (n > 20) for n in range(40)]
+    path.write_text(
+        "timestamp, utilization.gpu [%]\n"
+        + "".join(f"2025/01/21 01:31:{10 + t // 1000}.{t % 1000:03d}, 5 %\n" for t in times)
+    )
+    part = nvidia.read(Source(path, "gpu.csv"))
+    assert (part.notes, part.metrics) == ([], {"gpu0_utilisation_mean": (5, "%")})
+
+
 def test_fios_report_is_numbers(tmp_path: Path) -> None:
     job: dict[str, Any] = {"jobname": "load", "write": {"io_bytes": 0}}
     job["read"] = {
@@ -284,6 +366,23 @@ def test_fios_report_is_numbers(tmp_path: Path) -> None:
     assert trial.measured["load.read_bytes"] == (1 << 20, "B")
     assert trial.measured["load.read_clat_p99_us"] == (9.0, "µs")
     assert trial.tracer == "none"
+
+
+def test_fios_jobs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    def job(name: str, kib: int) -> dict[str, Any]:
+        return {"jobname": name, "read": {"io_bytes": kib, "bw": kib, "iops": 1.0}, "write": {"io_bytes": 0}}
+
+    jobs = [job("seq", 1 << 20), job("seq", 1 << 19), job("seq.1", 1 << 18), job("other", 1 << 18)]
+    (tmp_path / "fio.json").write_text(json.dumps({"fio version": "fio-3.33", "jobs": jobs}))
+    (trial,) = imported(tmp_path / "fio.json", tmp_path / "results").published
+    found = {name: value for name, (value, unit) in trial.measured.items() if unit == "GiB/s"}
+    assert found == {
+        "seq.2.read_bandwidth_gib_s": 1.0,
+        "seq.3.read_bandwidth_gib_s": 0.5,
+        "seq.1.read_bandwidth_gib_s": 0.25,
+        "other.read_bandwidth_gib_s": 0.25,
+    }
+    assert "2 jobs are called seq: " in trial.record["trouble"]
 
 
 def test_fios_logs_without_latencies_are_left_with_the_reason(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from analysis.ingest import bite_size, blkparse, fio_log, kinds
 from analysis.ingest.part import Part, Source
 from analysis.ingest.request_file import RequestFile
+from analysis.ingest.text import CUT
 from analysis.schema import operation, recorded_events
 
 ANY_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -238,3 +239,105 @@ def test_an_iolog_has_issues_and_no_completions(tmp_path: Path) -> None:
         (7_000_000, "write", 0, 512, None),
     ]
     assert not part.skipped.counts
+
+
+CUT_TRACES = [
+    (blkparse, BLKPARSE.split(b"CPU3")[0] + b"  8,0    3       17     0.004000000   697  D   R 23 + 25", 2),
+    (fio_log, b"1, 50000, 0, 131072\n2, 50000, 0, 13", 1),
+    (fio_log, b"1, 50000, 0, 131072, 4096\n2, 50000, 0, 131072, 40", 1),
+    (fio_log, b"fio version 3 iolog\n0 /f add\n5 /f read 4096 8192\n7 /f write 0 5", 1),
+]
+
+
+@pytest.mark.parametrize(("module", "text", "requests"), CUT_TRACES)
+def test_a_last_line_that_is_cut_off_is_counted_and_no_request(
+    tmp_path: Path, module: Any, text: bytes, requests: int
+) -> None:
+    part, found = read(module, text, tmp_path)
+    assert len(found) == requests
+    assert part.skipped.first[CUT] == f"trace.txt:{part.lines}"
+    assert part.skipped.counts[CUT] == 1
+    assert (part.reasons, part.failures) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (blkparse, BLKPARSE.split(b"  8,0    3       15")[0].rstrip()),
+        (fio_log, b"1, 50000, 0, 131072, 4096, 0x0000\n2, 50000, 0, 131072, 4096, 0x00"),
+    ],
+)
+def test_a_last_line_that_is_whole_without_its_line_end_counts(tmp_path: Path, module: Any, text: bytes) -> None:
+    part, found = read(module, text, tmp_path)
+    assert len(found) == 2
+    assert not part.skipped.counts
+
+
+def test_a_cut_count_of_lost_events_is_some(tmp_path: Path) -> None:
+    part, _ = read(blkparse, BLKPARSE.split(b"Skips")[0] + b"Skips: 2 forward (3", tmp_path)
+    assert part.reasons == ["some events lost by the tracer (the line that counts them is cut off)"]
+
+
+@pytest.mark.parametrize("before", [b"", b"9, R, 5"])
+@pytest.mark.parametrize("block", [1 << 6, 1 << 22])
+def test_lost_events_at_the_end_of_the_file_are_not_overlooked(tmp_path: Path, before: bytes, block: int) -> None:
+    text = b"".join(line(n, "R", 256, n) for n in range(300)) + before
+    part, found = read(bite_size, text + b"Lost 123 events", tmp_path, block)
+    assert len(found) == 300
+    assert part.reasons == ["123 events lost by the tracer"]
+    message = b"Lost 123 event"
+    for end in range(2, len(message) + 1):
+        part, found = read(bite_size, text + message[:end], tmp_path, block)
+        assert len(found) == 300
+        assert part.reasons == ["some events lost by the tracer (the line that counts them is cut off)"]
+
+
+def events(made: list[tuple[int, str, int]]) -> bytes:
+    """Return blkparse text of events (ns, action, sector), each of 8 sectors."""
+    return b"".join(
+        b"  8,0 3 %d %d.%09d 697 %s R %d + 8 [%s]\n"
+        % (n, t // 10**9, t % 10**9, action.encode(), sector, b"0" if action == "C" else b"fio")
+        for n, (t, action, sector) in enumerate(sorted(made))
+    )
+
+
+def pairs(count: int, without: str = "", each: int = 1) -> list[tuple[int, str, int]]:
+    """Return issue and completion, 0.1 ms apart, every 10 ms; each `each`-th lacks the event `without`."""
+    made = [(n * 10**7 + wait, action, 8 * n) for n in range(count) for wait, action in ((0, "D"), (10**5, "C"))]
+    return [event for event in made if event[1] != without or event[2] // 8 % each]
+
+
+def test_a_trace_of_issues_alone_has_no_completions_to_miss(tmp_path: Path) -> None:
+    made = [*pairs(899, "C"), (9 * 10**9, "D", 8)]
+    part, found = read(blkparse, events(made), tmp_path)
+    assert recorded_events(pq.read_schema(tmp_path / "requests.parquet")) == ("issue",)
+    assert len(found) == 900
+    assert part.moved is not None
+    assert part.moved["read"] == 900 * 4096
+    assert (part.reasons, part.failures) == ([], [])
+    assert any("no completions" in note for note in part.notes)
+
+
+def test_inserts_are_recorded_where_there_are_some(tmp_path: Path) -> None:
+    for text, told in ((BLKPARSE, ("issue", "completion", "insert")), (events(pairs(9)), ("issue", "completion"))):
+        read(blkparse, text, tmp_path)
+        assert recorded_events(pq.read_schema(tmp_path / "requests.parquet")) == told
+
+
+@pytest.mark.parametrize("lacking", ["D", "C"])
+@pytest.mark.parametrize("pace", [1, 10])
+def test_lost_halves_make_a_short_trace_invalid(tmp_path: Path, lacking: str, pace: int) -> None:
+    made = [(t // pace, action, sector) for t, action, sector in pairs(899, lacking, 2)]
+    part, _ = read(blkparse, events(made), tmp_path)
+    (reason,) = part.reasons
+    assert reason.endswith("issues and completions without the other half")
+    assert int(reason.split()[0]) > 300
+
+
+def test_what_was_in_flight_at_the_ends_is_no_loss(tmp_path: Path) -> None:
+    end = 899 * 10**7
+    edges = [(end + n, "D", 10**6 + n) for n in range(32)] + [(n, "C", 2 * 10**6 + n) for n in range(32)]
+    part, _ = read(blkparse, events([*pairs(899), *edges, (end + 10**5, "Q", 1)]), tmp_path)
+    assert part.reasons == []
+    assert part.tracer is not None
+    assert (part.tracer["in_flight_at_begin"], part.tracer["in_flight_at_end"]) == (32, 32)
