@@ -131,6 +131,7 @@ def test_a_closed_run_holds_no_halves(store, run):
 
 
 def test_a_trial_whose_trace_cannot_be_read_is_published_and_not_known(store, run):
+    store.update({"schema_version": 1})
     publish(store, "k-1", [("requests.parquet", b"PAR1 and junk")])
     assert published(run)["verdict"]["state"] == "valid"
     assert pq.read_table(run / "summary.parquet").num_rows == 0
