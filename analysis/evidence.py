@@ -63,6 +63,13 @@ class Evidence:
         count: int | None = self.whole[f"{GENERATION if self.generation else 'traced'}_{op}_bytes"]
         return count
 
+    def role_moved(self, role: str, op: str) -> int | None:
+        """Return the bytes of the whole trace that `op` moved of files of a role, None where nobody knows the roles."""
+        known = [name for name, value in self.whole.items() if name.startswith("role.") and value is not None]
+        if self.trial.table("extents") is None or not known:
+            return None
+        return self.whole.get(f"role.{role}_{op}_bytes") or 0
+
     def gib_s(self, op: str) -> float | None:
         """Return the mean bandwidth of `op` in the span."""
         moved = self.moved(op)

@@ -13,6 +13,8 @@ from analysis.run import Run
 from analysis.units import GIB, MIB, bytes_text, number_text, share_text
 from analysis.workload import has_cache_on_disk
 
+#: What offload files of the cache hold, as workloads name it.
+ROLE = "kv"
 #: What the study published of OPT-6.7B with its KV cache on the drive.
 PUBLISHED_READ_GIB_S, PUBLISHED_WRITE_MIB_S = 2.0, 11.0
 #: `Far above` is an order of magnitude; the study's are two apart.
@@ -73,15 +75,15 @@ def reads_far_above_writes(run: Run, told: Sequence[Evidence]) -> Finding:
 
 
 def whole_cache_each_step(run: Run, told: Sequence[Evidence]) -> Finding:
-    """Test that the drive delivered the whole cache in every decode step."""
+    """Test that the drive delivered as much as the whole cache in every decode step is."""
     return _tested(
         run,
         told,
         Statement(
             "kv-whole-step",
-            "Each decode step reads the whole KV cache from the drive",
-            lambda one: passes.share(one) is not None,
-            passes.judged,
+            "The decode steps together read the whole KV cache from the drive, once each",
+            lambda one: passes.share(one, ROLE) is not None,
+            lambda cell, repeats: passes.judged(cell, repeats, ROLE),
             "none knows both the bytes read and those that its steps should have",
             _SWEEPS,
         ),
@@ -99,7 +101,7 @@ def _both(cell: str, repeats: Sequence[Evidence]) -> Judged:
     part = [one["write"] / sum(one.values()) for one in moved if sum(one.values())]
     told = f"{span(read, bytes_text)} read and {span(written, bytes_text)} written"
     told += f" (writes are {span(part, share_text)} of both)" if part else ""
-    known = all(_role(one, op) is not None for one in repeats for op in DATA)
+    known = all(one.role_moved(ROLE, op) is not None for one in repeats for op in DATA)
     note = "Of the cache's own files." if known else "Of whichever files: nobody looked where the cache's lie."
     numbers = ranged("read (bytes)", read) | ranged("written (bytes)", written)
     return Judged(cell, agreed(all(one.values()) for one in moved), told, numbers, len(repeats), note)
@@ -107,13 +109,8 @@ def _both(cell: str, repeats: Sequence[Evidence]) -> Judged:
 
 def _cache_bytes(evidence: Evidence, op: str) -> int:
     """Return what `op` moved of the cache's files, of any file where nobody knows: a journal writes too."""
-    role = _role(evidence, op)
+    role = evidence.role_moved(ROLE, op)
     return (evidence.moved(op) or 0) if role is None else role
-
-
-def _role(evidence: Evidence, op: str) -> int | None:
-    moved: int | None = evidence.whole.get(f"role.kv_{op}_bytes")
-    return moved
 
 
 def _apart(cell: str, repeats: Sequence[Evidence]) -> Judged:

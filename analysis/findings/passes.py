@@ -10,20 +10,30 @@ from analysis.units import bytes_text, share_text
 
 #: Of what the passes should have read, the drive has delivered all but this tenth: less means that memory kept a part.
 WHOLE = 0.9
+#: More than this tenth above it, and something else was read too: then nobody can tell what the passes read.
+MORE = 1.1
 
 
-def share(evidence: Evidence) -> float | None:
-    """Return the bytes traced as a share of those that the finished phases should have read, None where not known."""
+def share(evidence: Evidence, role: str) -> float | None:
+    """Return the bytes read of the files that hold `role` (of any, where nobody knows which) as a share of those that
+    the finished phases should have read, None where not known."""
     traced, expected = (evidence.trial.byte_count(kind, "read") for kind in ("traced", "expected"))
-    return traced / expected if traced is not None and expected else None
+    own = evidence.role_moved(role, "read")
+    read = traced if own is None else own
+    return read / expected if read is not None and expected else None
 
 
-def judged(cell: str, repeats: Sequence[Evidence]) -> Judged:
-    """Judge the repeats of one cell, all of which have a share."""
-    shares = [reached for one in repeats if (reached := share(one)) is not None]
+def judged(cell: str, repeats: Sequence[Evidence], role: str) -> Judged:
+    """Judge the repeats of one cell, all of which have a share.
+
+    It is that of all passes together: what one of them left out another one may have read twice.
+    """
+    shares = [reached for one in repeats if (reached := share(one, role)) is not None]
     expected = [one.trial.byte_count("expected", "read") or 0 for one in repeats]
     told = f"the drive delivered {span(shares, share_text)} of the {span(expected, bytes_text)} that all passes need"
     if min(shares) < WHOLE:
         told += ", the page cache the rest: lower limits.memory"
-    holds = agreed(reached >= WHOLE for reached in shares)
+    if max(shares) > MORE:
+        told += "; something else was read too"
+    holds = None if max(shares) > MORE else agreed(reached >= WHOLE for reached in shares)
     return Judged(cell, holds, told, ranged("share of expected reads", shares), len(repeats))

@@ -11,12 +11,16 @@ from analysis.evidence import Evidence
 from analysis.figures.fig2 import bandwidth_per_repeat
 from analysis.findings.finding import Finding, Judged, finding, ranged, span, untested
 from analysis.run import Run
+from analysis.stacks import recorded
 from analysis.units import bytes_text, number_text
 
-#: aio has to be ahead from some size on, and that at this share of the measured sizes: one size is an accident.
+#: aio has to be ahead from some size on, and that at this share of the measured sizes and at more than one of them.
 WIDE = 0.5
-#: Single repeats count as apart from here on: repeats on one disk agree within about a tenth.
-NOISE = 0.1
+#: Fewer sizes than these tell nothing of a line: one size is an accident.
+LEAST_SIZES = 3
+#: So many repeats are apart where their ranges are; of fewer that is chance too often (two against two: 1 in 6), so
+#: that they have to be a tenth apart besides, which is how far repeats on one disk agree.
+LEAST_REPEATS, NOISE = 3, 0.1
 _CLOSE = "At too many sizes the two are as close as repeats are: run conf/fig2.yaml with repeats=5."
 _AIO, _POSIX = "aio", "POSIX"
 
@@ -46,7 +50,7 @@ class _Size:
 
 
 def _above(one: Sequence[float], other: Sequence[float]) -> bool:
-    margin = 1 + NOISE if min(len(one), len(other)) == 1 else 1
+    margin = 1 + NOISE if min(len(one), len(other)) < LEAST_REPEATS else 1
     return min(one) > margin * max(other)
 
 
@@ -61,7 +65,7 @@ def aio_stores(run: Run, told: Sequence[Evidence]) -> Finding:
 
 
 def _compared(run: Run, code: str, claim: str, phase: str) -> Finding:
-    repeats = bandwidth_per_repeat(run)
+    repeats = _undisturbed(run)
     own = repeats if repeats.is_empty() else repeats.filter(pl.col("phase").str.starts_with(phase))
     judged = []
     for (row, device), group in own.group_by("row", "device", maintain_order=True) if not own.is_empty() else ():
@@ -72,6 +76,13 @@ def _compared(run: Run, code: str, claim: str, phase: str) -> Finding:
         return untested(run, code, claim, missing + "Run conf/fig2.yaml, with workload.apis=[posix,aio].")
     slugs = own.filter(pl.col("api").is_in([_AIO, _POSIX]))["slug"].unique(maintain_order=True).to_list()
     return finding(run, code, claim, judged, slugs, _CLOSE)
+
+
+def _undisturbed(run: Run) -> pl.DataFrame:
+    """Return the bandwidths of the trials whose bandwidth is the drive's: recording stacks disturbs it."""
+    repeats = bandwidth_per_repeat(run)
+    slugs = [trial.slug for trial in run.published if not recorded(trial)]
+    return repeats if repeats.is_empty() else repeats.filter(pl.col("slug").is_in(slugs))
 
 
 def _sizes(group: pl.DataFrame) -> list[_Size]:
@@ -90,14 +101,16 @@ def _sizes(group: pl.DataFrame) -> list[_Size]:
 def _judged(cell: str, sizes: Sequence[_Size]) -> Judged:
     last_other = max((place for place, size in enumerate(sizes) if not size.ahead), default=-1)
     winning = sizes[last_other + 1 :]
-    holds = len(winning) >= WIDE * len(sizes)
-    verdict = True if holds else False if any(size.behind for size in sizes) else None
+    behind = sum(size.behind for size in sizes)
+    holds = len(winning) >= max(2, WIDE * len(sizes)) and behind < WIDE * len(sizes)
+    verdict = True if holds else False if behind else None
+    few = f"Fewer than {LEAST_SIZES} tensor sizes make no line to judge." if len(sizes) < LEAST_SIZES else ""
     numbers: dict[str, float] = {"aio ahead from (bytes)": winning[0].bytes} if winning else {}
     for size in sizes:
         for name, values in (("aio", size.aio), ("POSIX", size.posix)):
             numbers |= ranged(f"{bytes_text(size.bytes)} {name} (GiB/s)", values)
     fewest = min(len(values) for size in sizes for values in (size.aio, size.posix))
-    return Judged(cell, verdict, _told(sizes, winning), numbers, fewest)
+    return Judged(cell, None if few else verdict, _told(sizes, winning), numbers, fewest, few)
 
 
 def _told(sizes: Sequence[_Size], winning: Sequence[_Size]) -> str:
@@ -121,5 +134,5 @@ def _told(sizes: Sequence[_Size], winning: Sequence[_Size]) -> str:
 
 
 def _overlap(sizes: Sequence[_Size]) -> str:
-    single = any(min(len(size.aio), len(size.posix)) == 1 for size in sizes)
-    return f"within {NOISE:.0%} of each other".replace("%", " %") if single else "repeats overlap"
+    few = any(min(len(size.aio), len(size.posix)) < LEAST_REPEATS for size in sizes)
+    return f"less than {NOISE:.0%} apart".replace("%", " %") if few else "repeats overlap"

@@ -13,7 +13,7 @@ from tests.analysis.made_run import MIB, make_run
 
 
 def test_it_draws_again_and_prints_the_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False)
+    run = make_run(tmp_path, sizes=(MIB, 2 * MIB, 4 * MIB), repeats=1, broken=False)
     assert main([str(run.parent), "--figures", "fig2, sizes"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + 2

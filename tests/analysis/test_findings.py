@@ -16,9 +16,19 @@ from analysis import load_run
 from analysis.advice import RULES, advice
 from analysis.findings import DIFFERS, NOT_TESTABLE, REPRODUCED, STATEMENTS, Finding, findings
 from analysis.run import Run
-from analysis.schema import REQUESTS, described
+from analysis.schema import EXTENTS, REQUESTS, described
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
-from tests.analysis.made_run import BEGIN_NS, GIB_PER_NS, MIB, make_run, phase_row, write_phases, write_record
+from tests.analysis.made_run import (
+    BEGIN_NS,
+    GIB_PER_NS,
+    MIB,
+    make_run,
+    phase_row,
+    request_row,
+    write_phases,
+    write_record,
+    write_requests,
+)
 
 SIZES = (MIB, 4 * MIB, 16 * MIB, 64 * MIB)
 
@@ -91,18 +101,44 @@ def test_aio_that_is_behind_at_most_sizes_differs(tmp_path):
 
 
 def test_repeats_that_overlap_decide_nothing_whatever_their_means_are(tmp_path):
-    aio = [[2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0]]
-    found = told(make_tensors(tmp_path, {"aio": aio, "posix": [[1.1] * 4, [1.2] * 4]}), "aio-loads")
+    aio = [[2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]]
+    found = told(make_tensors(tmp_path, {"aio": aio, "posix": [[1.1] * 4, [1.2] * 4, [1.15] * 4]}), "aio-loads")
     assert found.state == NOT_TESTABLE
-    assert "repeats overlap at 1 MiB, 4 MiB, 16 MiB, 64 MiB (1.30 times POSIX)" in found.told
+    assert "repeats overlap at 1 MiB, 4 MiB, 16 MiB, 64 MiB (1.45 times POSIX)" in found.told
     assert "repeats=5" in found.told
+
+
+def test_two_repeats_are_apart_by_a_tenth_or_not_at_all(tmp_path):
+    aio, posix = [[0.5, 1.002, 1.002, 1.002], [0.5, 1.0015, 1.0015, 1.0015]], [[1.0] * 4, [1.001] * 4]
+    found = told(make_tensors(tmp_path, {"aio": aio, "posix": posix}), "aio-loads")
+    assert found.state == DIFFERS
+    assert "behind at 1 MiB" in found.told
+    assert "less than 10 % apart at 4 MiB, 16 MiB, 64 MiB" in found.told
+
+
+def test_ahead_at_half_of_the_sizes_and_behind_at_the_other_half_differs(tmp_path):
+    aio = [[0.5, 0.5, 2.0, 2.0]] * 3
+    assert told(make_tensors(tmp_path, {"aio": aio, "posix": [[1.0] * 4] * 3}), "aio-loads").state == DIFFERS
+
+
+def test_one_or_two_sizes_are_no_line(tmp_path):
+    found = told(make_run(tmp_path, SIZES[:2], broken=False), "aio-loads")
+    assert found.state == NOT_TESTABLE
+    assert "Fewer than 3 tensor sizes make no line to judge." in found.told
+
+
+def test_bandwidths_that_recording_stacks_disturbed_are_judged_by_nobody(tmp_path):
+    run = make_tensors(tmp_path, {"aio": [[2.0] * 4], "posix": [[1.0] * 4]})
+    assert told(run, "aio-loads").state == REPRODUCED
+    write_record(run.published[0].path, id="rep=0", cell={"fs": "ext4"}, stacks={"state": "recorded"})
+    assert told(run.path, "aio-loads").state == NOT_TESTABLE
 
 
 def test_single_repeats_within_a_tenth_decide_nothing_and_n_is_told(tmp_path):
     close = told(make_tensors(tmp_path / "close", {"aio": [[1.05] * 4], "posix": [[1.0] * 4]}), "aio-loads")
     apart = told(make_tensors(tmp_path / "apart", {"aio": [[1.15] * 4], "posix": [[1.0] * 4]}), "aio-loads")
     assert (close.state, apart.state) == (NOT_TESTABLE, REPRODUCED)
-    assert "within 10 % of each other" in close.told
+    assert "less than 10 % apart" in close.told
     assert "n = 1" in apart.told
 
 
@@ -111,6 +147,36 @@ def test_what_was_moved_through_one_api_only_is_compared_with_nothing(tmp_path):
     assert found.state == NOT_TESTABLE
     assert "workload.apis=[posix,aio]" in found.told
     assert not found.numbers
+
+
+def test_a_cache_whose_extents_show_that_nothing_moved_is_not_read(tmp_path):
+    folder = tmp_path / "trials" / "t"
+    counts = {"expected": {"read": 8192, "write": 8192}, "traced": {"read": 8192, "write": 8192}}
+    config = {"workload": {"kind": "flexgen", "percent": [100, 0, 0, 0, 100, 0]}}
+    tracer = {"name": "made", "begin_ns": BEGIN_NS, "end_ns": BEGIN_NS + 10**9}
+    write_record(folder, config=config, tracer=tracer, bytes=counts)
+    moved = [request_row(BEGIN_NS + n, BEGIN_NS + n + 9, op, 8192, 90_000) for n, op in enumerate(("read", "write"))]
+    write_requests(folder / "requests.parquet", moved)
+    lies = {"dev": "7:0", "seen_from_ns": BEGIN_NS, "seen_to_ns": BEGIN_NS + 10**9, "logical_bytes": 0}
+    rows = [lies | {"role": "kv", "file": "kv0", "sector": 0, "sectors": 1000}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXTENTS), folder / "extents.parquet")
+    (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1, "plan": []}))
+    assert told(tmp_path, "kv-reads-and-writes").state == DIFFERS
+    assert told(tmp_path, "kv-whole-step").state == DIFFERS
+    (folder / "extents.parquet").unlink()
+    (tmp_path / "summary.parquet").unlink(missing_ok=True)
+    assert told(tmp_path, "kv-reads-and-writes").state == REPRODUCED
+
+
+def test_more_read_than_all_passes_need_tells_nothing_of_them(tmp_path):
+    run = make_engine_run(tmp_path, {"batch_size=1": [CACHE]}, ["fig5"])
+    (folder,) = (trial.path for trial in load_run(run).published)
+    record = json.loads((folder / "trial.json").read_text())
+    record["bytes"] = record["bytes"] | {"expected": {"read": record["bytes"]["traced"]["read"] // 2, "write": 1}}
+    (folder / "trial.json").write_text(json.dumps(record))
+    found = told(run, "kv-whole-step")
+    assert found.state == NOT_TESTABLE
+    assert "something else was read too" in found.told
 
 
 # --- model offloading ------------------------------------------------------------------------------------------------
@@ -304,7 +370,7 @@ def test_valid_trials_that_lack_what_it_takes_are_counted(tmp_path):
 
 
 def test_broken_trials_stand_in_no_finding_nor_advice_but_their_own(tmp_path):
-    run = make_run(tmp_path, SIZES[:2])
+    run = make_run(tmp_path, SIZES[:3])
     found = told(run, "aio-loads")
     assert found.state == REPRODUCED
     assert "2 trials not valid, left out." in found.told
