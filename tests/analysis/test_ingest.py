@@ -344,6 +344,14 @@ def test_gpus_that_nothing_tells_apart_are_named_so(tmp_path: Path, readings: in
     assert note.endswith("gpu0 stands for the mean of all of them")
 
 
+def test_a_column_that_was_read_once_is_kept_beside_readings_that_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.csv"
+    lines = [f"2025/01/21 01:31:1{n // 2}.000, {100 * (n % 2)} %, {'7 MiB' if n == 0 else '[N/A]'}\n" for n in range(8)]
+    path.write_text("timestamp, utilization.gpu [%], memory.used [MiB]\n" + "".join(lines))
+    part = nvidia.read(Source(path, "gpu.csv"))
+    assert [row.value for row in part.samples if row.unit == "B"] == [7 << 20]
+
+
 def test_one_gpu_that_is_read_unevenly_stays_one(tmp_path: Path) -> None:
     path = tmp_path / "gpu.csv"
     times = [200 * n + 37 * (n % 3) + 5000 * (n > 20) for n in range(40)]
