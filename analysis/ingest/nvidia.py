@@ -131,7 +131,7 @@ def _readings(samples: Sequence[SampleRow], sources: Collection[str]) -> Iterato
             series.setdefault((row.source, row.name), []).append(row)
     for rows in series.values():
         gaps = np.diff([row.t_ns for row in rows])
-        begins = np.flatnonzero(gaps > np.quantile(gaps, 0.95) / 2) + 1 if gaps.size else []
+        begins = np.flatnonzero(gaps > np.quantile(gaps, 0.95) / 2) + 1 if gaps.size else np.empty(0, np.intp)
         for group in np.split(np.arange(len(rows)), begins):
             first = rows[group[0]]
             mean = float(np.mean([rows[place].value for place in group]))
