@@ -6,7 +6,7 @@ The times are the machine's wall clock without a time zone. Columns are found by
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -24,7 +24,7 @@ _COLUMNS = {
     "utilization.memory": ("memory_utilisation", "%", 1),
     "memory.used": ("memory_used_bytes", "B", 1 << 20),
 }
-#: The columns that tell GPUs apart, the surest first; both names nvidia-smi has for each.
+#: The columns that tell GPUs apart, the surest first; the last two, its name, may be those of several.
 _GPUS = ("index", "uuid", "gpu_uuid", "pci.bus_id", "gpu_bus_id", "name", "gpu_name")
 #: GPUs that no column tells apart.
 _ALL = "gpus"
@@ -57,10 +57,12 @@ def read(source: Source) -> Part:
         else:
             part.skipped.add(_BAD_LINE, source.name, number)
     part.samples.sort(key=lambda row: row.t_ns)
-    merged = _merge(part)
+    merged = set() if set(header) & set(_GPUS[:-2]) else _merge(part)
     named = {told: gpu for told, gpu in gpus.items() if told and not told.isdecimal() and gpu not in merged}
     part.notes += [f"{gpu} is {told}" for told, gpu in named.items()]
-    part.metrics |= _means(part.samples)
+    part.metrics |= {
+        f"{_ALL if gpu in merged else gpu}_utilisation_mean": mean for gpu, mean in _means(part.samples).items()
+    }
     return part
 
 
@@ -101,7 +103,7 @@ def _sample(part: Part, fields: Mapping[str, str], gpus: dict[str, str], line: i
 
 
 def _merge(part: Part) -> set[str]:
-    """Call readings by what they are where several stand in one moment: of all GPUs together.
+    """Make one reading, the mean, of several that stand in one moment: of GPUs that nothing tells apart.
 
     Returns the sources that were.
     """
@@ -112,13 +114,28 @@ def _merge(part: Part) -> set[str]:
     merged = {gpu for gpu, found in times.items() if _several(found)}
     if not merged:
         return merged
-    for row in part.samples:
-        row.source = _ALL if row.source in merged else row.source
+    kept = [row for row in part.samples if row.source not in merged]
+    part.samples = sorted([*kept, *_readings(part.samples, merged)], key=lambda row: row.t_ns)
     part.notes.append(
         f"{part.source.name} has several lines a reading, and no column (index, uuid, pci.bus_id) tells its GPUs "
-        f"apart: the mean is that of all of them"
+        f"apart: {', '.join(sorted(merged))} stands for the mean of all of them"
     )
     return merged
+
+
+def _readings(samples: Sequence[SampleRow], sources: Collection[str]) -> Iterator[SampleRow]:
+    """Yield the mean of each reading of these sources, at its first time."""
+    series: dict[tuple[str, str], list[SampleRow]] = {}
+    for row in samples:
+        if row.source in sources:
+            series.setdefault((row.source, row.name), []).append(row)
+    for rows in series.values():
+        gaps = np.diff([row.t_ns for row in rows])
+        begins = np.flatnonzero(gaps > np.quantile(gaps, 0.95) / 2) + 1 if gaps.size else np.empty(0, np.intp)
+        for group in np.split(np.arange(len(rows)), begins):
+            first = rows[group[0]]
+            mean = float(np.mean([rows[place].value for place in group]))
+            yield SampleRow(first.t_ns, first.source, first.name, mean, first.unit)
 
 
 def _several(times: Sequence[int]) -> bool:
@@ -134,4 +151,4 @@ def _means(samples: Sequence[SampleRow]) -> dict[str, tuple[float, str]]:
     for row in samples:
         if row.name == "utilisation":
             values.setdefault(row.source, []).append(row.value)
-    return {f"{gpu}_utilisation_mean": (sum(found) / len(found), "%") for gpu, found in values.items()}
+    return {gpu: (sum(found) / len(found), "%") for gpu, found in values.items()}

@@ -296,7 +296,8 @@ def test_samples_come_back_as_they_were(tmp_path: Path, made: list[tuple[int, in
     ]
     path = tmp_path / "gpu.csv"
     path.write_text(
-        "timestamp, utilization.gpu [%]\n" + "".join(f"{t}, {v} %\n" for t, (_, v) in zip(stamps, made, strict=True))
+        "timestamp, index, utilization.gpu [%]\n"
+        + "".join(f"{t}, 0, {v} %\n" for t, (_, v) in zip(stamps, made, strict=True))
     )
     part = nvidia.read(Source(path, "gpu.csv"))
     midnight = nvidia.wall_ns("2025/01/21 00:00:00.000")
@@ -337,9 +338,18 @@ def test_gpus_that_nothing_tells_apart_are_named_so(tmp_path: Path, readings: in
     )
     part = nvidia.read(Source(path, "gpu.csv"))
     assert part.metrics == {"gpus_utilisation_mean": (50, "%")}
-    assert {row.source for row in part.samples} == {"gpus"}
+    assert [(row.source, row.value) for row in part.samples] == [("gpu0", 50)] * readings
     (note,) = part.notes
     assert "several lines a reading" in note
+    assert note.endswith("gpu0 stands for the mean of all of them")
+
+
+def test_a_column_that_was_read_once_is_kept_beside_readings_that_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.csv"
+    lines = [f"2025/01/21 01:31:1{n // 2}.000, {100 * (n % 2)} %, {'7 MiB' if n == 0 else '[N/A]'}\n" for n in range(8)]
+    path.write_text("timestamp, utilization.gpu [%], memory.used [MiB]\n" + "".join(lines))
+    part = nvidia.read(Source(path, "gpu.csv"))
+    assert [row.value for row in part.samples if row.unit == "B"] == [7 << 20]
 
 
 def test_one_gpu_that_is_read_unevenly_stays_one(tmp_path: Path) -> None:
