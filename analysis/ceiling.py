@@ -15,6 +15,8 @@ from analysis.units import GIB, UNKNOWN, bytes_text, number_text
 #: Names of `trial.json` that a ceiling needs, by operation: engines move large tensors, in order.
 _SEQUENTIAL = {"read": "sequential_read_gib_s", "write": "sequential_write_gib_s"}
 _FURTHER = ("random_read_gib_s", "random_write_gib_s", "first_write_gib_s")
+#: A kind of phase that moved less than this share of what the largest one did says nothing of the job.
+_TELLING = 0.01
 _VERB = {"read": "reads", "write": "overwrites"}
 
 
@@ -91,19 +93,18 @@ def shares(row: Mapping[str, Any], ceiling: Ceiling | None) -> dict[str, float |
     }
 
 
-def busiest(phases: Iterable[Mapping[str, Any]], op: str, ceiling: Ceiling | None) -> tuple[str, float] | None:
-    """Return the name of the measured phases in which the job came closest to the ceiling, and how close, or None.
+def busiest(profile: Iterable[Mapping[str, Any]], op: str) -> tuple[str, float] | None:
+    """Return the kind of phase in which the job came closest to the ceiling, such as `load aio cpu 64 MiB`, and how
+    close, or None.
 
-    `phases` are rows of the summary. Phases of one name count together: all bytes over all time.
+    `profile` are a trial's rows of the profile. Phases of one kind count together: all bytes over all time. Of those in
+    which next to nothing moved, the shortest would win.
     """
-    moved: dict[str, int] = {}
-    seconds: dict[str, float] = {}
-    for row in phases:
-        if row[f"traced_{op}_bytes"] is not None and row["duration_s"]:
-            moved[row["phase"]] = moved.get(row["phase"], 0) + row[f"traced_{op}_bytes"]
-            seconds[row["phase"]] = seconds.get(row["phase"], 0.0) + row["duration_s"]
-    found = [(reached, name) for name in moved if (reached := share(moved[name], seconds[name], ceiling, op))]
-    return (max(found)[1], max(found)[0]) if found else None
+    own = [row for row in profile if row["op"] == op and row["phases"] is not None and row["ceiling_share"]]
+    most = max((row["bytes"] for row in own), default=0)
+    telling = [row for row in own if row["bytes"] >= _TELLING * most]
+    best = max(telling, key=lambda row: float(row["ceiling_share"]), default=None)
+    return None if best is None else (best["phase"], best["ceiling_share"])
 
 
 def percent(value: float | None) -> str:
@@ -115,15 +116,15 @@ def percent(value: float | None) -> str:
     return f"{value:.1%}".replace("%", " %") if value < 0.0995 else f"{value:.0%}".replace("%", " %")
 
 
-def described(trial: Trial, phases: Iterable[Mapping[str, Any]]) -> list[str]:
+def described(trial: Trial, profile: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return in sentences what the ceiling is, how close the job came, and when it was measured; or why there is none.
 
-    `phases` are the rows of the summary for the trial's measured phases.
+    `profile` are the trial's rows of the profile.
     """
     ceiling, told = ceiling_of(trial), trial.section("ceiling")
     if ceiling is None:
         return [f"No ceiling: {told['reason']}."] if told.get("state") == "failed" and told.get("reason") else []
-    rows = list(phases)
+    rows = list(profile)
     read, write = (number_text(ceiling.gib_s[op]) for op in DATA)
     lines = [
         f"On the same storage fio reads {read} GiB/s and overwrites {write} GiB/s ({ceiling.how()}; {_when(told)})."
@@ -131,7 +132,7 @@ def described(trial: Trial, phases: Iterable[Mapping[str, Any]]) -> list[str]:
     if ceiling.first_write_gib_s is not None:
         lines[0] += f" Blocks that were never written it writes at {number_text(ceiling.first_write_gib_s)} GiB/s."
     for op in DATA:
-        if (best := busiest(rows, op, ceiling)) is not None:
+        if (best := busiest(rows, op)) is not None:
             lines.append(f"In {best[0]} the job reached {percent(best[1])} of what fio {_VERB[op]} there.")
     return lines
 

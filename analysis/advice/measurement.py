@@ -112,7 +112,7 @@ def low_ceiling(evidence: Evidence) -> Seen:
         return None
     found = []
     for op in DATA:
-        best = busiest(evidence.parts, op, top)
+        best = busiest(evidence.profile, op)
         shares = [best[1] if best else None, evidence.whole[f"generation_{op}_ceiling_share"]]
         found += [(share, op) for share in shares if share is not None]
     share, op = max(found, default=(0.0, ""))

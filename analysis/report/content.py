@@ -80,8 +80,11 @@ class Content:
 
 def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
     """Gather what the report of a run tells; `drawn` are its figures."""
-    rows, broken = measured.summary_rows(run), measured.unreadable_trials(run)
-    parts = tuple(_part(run, trial, drawn, rows[trial.slug], broken.get(trial.slug)) for trial in run.published)
+    broken = measured.unreadable_trials(run)
+    spans = measured.profile_rows(run)
+    parts = tuple(
+        _part(run, trial, drawn, spans.get(trial.slug, []), broken.get(trial.slug)) for trial in run.published
+    )
     reproduce = run.record.get("reproduce")
     return Content(
         run=run,
@@ -185,7 +188,7 @@ def _part(
     held = {name for one in mine for name in one.holds}
     argv = trial.record.get("command")
     trouble = "; ".join(str(one) for one in (unreadable, trial.record.get("trouble")) if one)
-    notes = [*ceiling.described(trial, rows[1:]), *ceiling.cost_described(trial)]
+    notes = [*ceiling.described(trial, rows), *ceiling.cost_described(trial)]
     return TrialPart(
         trial=trial,
         glance=_glance(trial),

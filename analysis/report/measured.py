@@ -41,8 +41,6 @@ _CEILING = (
     "What fio reaches sequentially on the same storage; the shares are of bytes on the device per second, over "
     "the whole window and over the phases that came closest."
 )
-#: A phase in which less than this share moved of what moved in another tells nothing of how close a job came.
-_TELLING = 0.01
 _ABOVE = (
     "Above 100 %, the job was faster than fio on the same storage: fio found its blocks busier, a cache within "
     "the drive served the job, or the ceiling itself varies that much."
@@ -103,6 +101,14 @@ def requests_table(run: Run) -> Table:
     )
 
 
+def profile_rows(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the profile by trial."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_profile(run).to_dicts() if run.published else ():
+        found.setdefault(row["slug"], []).append(row)
+    return found
+
+
 def _profiles(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Return the profile of each trial's whole window, reads then writes."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -136,14 +142,13 @@ def _request_cells(row: Mapping[str, Any]) -> list[Cell]:
 def ceiling_table(run: Run, rows: Rows) -> Table:
     """Return what share of its storage's ceiling each trial reached, of those that have one."""
     found = []
-    phases_of = _phases(run)
+    spans = profile_rows(run)
     for trial in run.published:
         top = ceiling.ceiling_of(trial)
-        whole, *phases = rows[trial.slug]
+        whole = rows[trial.slug][0]
         for op in DATA if top else ():
             assert top is not None
-            share, best = whole.get(f"{op}_ceiling_share"), ceiling.busiest(phases, op, top)
-            best = best or _busiest(phases_of.get((trial.slug, op), ()))
+            share, best = whole.get(f"{op}_ceiling_share"), ceiling.busiest(spans.get(trial.slug, ()), op)
             if share is None and best is None:
                 continue
             cells = [
@@ -158,23 +163,6 @@ def ceiling_table(run: Run, rows: Rows) -> Table:
     columns = (*_TRIAL, *(Column(label, numeric=True) for label in labels), Column("which"))
     after = (_ABOVE,) if above else ()
     return Table("ceiling", "Against the ceiling", _CEILING, columns, tuple(found), after)
-
-
-def _phases(run: Run) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the profile of each kind of phase, by trial and operation."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in read_profile(run).filter(pl.col("phases").is_not_null()).to_dicts() if run.published else ():
-        found.setdefault((row["slug"], row["op"]), []).append(row)
-    return found
-
-
-def _busiest(phases: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
-    """Return name and share of the phase that came closest to the ceiling, of those in which more than next to nothing
-    moved: for a job whose phases do not tell their bytes."""
-    most = max((row["bytes"] or 0 for row in phases), default=0)
-    own = [row for row in phases if row["ceiling_share"] and row["bytes"] >= _TELLING * most]
-    best = max(own, key=lambda row: row["ceiling_share"], default=None)
-    return None if best is None else (best["phase"], best["ceiling_share"])
 
 
 def roles_table(run: Run, rows: Rows) -> Table:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from analysis import ceiling, draw_run, load_run, load_trial, metrics
 from analysis.figures import bandwidth, fig2, rules
 from analysis.figures.timeline import timelines
+from analysis.profile import read_profile
 from analysis.run import Run
 from analysis.summary import read_summary
 from tests.analysis.made_run import (
@@ -113,17 +114,18 @@ def test_the_summary_has_the_shares(tmp_path: Path) -> None:
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def test_the_busiest_phase_is_that_of_all_its_steps_together() -> None:
-    top = ceiling.Ceiling({"read": 1.0, "write": 1.0}, {}, {})
+def test_the_busiest_phase_is_the_kind_that_came_closest_and_moved_something() -> None:
+    row = {"op": "read", "phases": 1}
     rows = [
-        {"phase": "prefill", "traced_read_bytes": GIB, "duration_s": 4.0},
-        {"phase": "decode", "traced_read_bytes": GIB, "duration_s": 1.0},
-        {"phase": "decode", "traced_read_bytes": 0, "duration_s": 1.0},
-        {"phase": "load", "traced_read_bytes": None, "duration_s": 1.0},
+        row | {"phase": "trial", "phases": None, "bytes": 2 * GIB, "ceiling_share": 0.9},
+        row | {"phase": "prefill", "bytes": GIB, "ceiling_share": 0.25},
+        row | {"phase": "decode", "bytes": GIB, "ceiling_share": 0.5},
+        row | {"phase": "decode", "op": "write", "bytes": GIB, "ceiling_share": 0.7},
+        row | {"phase": "warmup", "bytes": 4096, "ceiling_share": 0.8},
+        row | {"phase": "drain", "bytes": 0, "ceiling_share": None},
     ]
-    assert ceiling.busiest(rows, "read", top) == ("decode", 0.5)
-    assert ceiling.busiest(rows, "read", None) is None
-    assert ceiling.busiest([], "read", top) is None
+    assert ceiling.busiest(rows, "read") == ("decode", 0.5)
+    assert ceiling.busiest([], "read") is None
 
 
 @given(st.floats(0, 3))
@@ -150,10 +152,11 @@ def test_the_report_says_how_close_the_job_came(tmp_path: Path) -> None:
     run = change(run, tracer=run.published[0].section("tracer") | {"cost": cost})
     trial = run.published[0]
     page = Path(draw_run(run.path)["report"]).read_text()
-    phases = [row for row in read_summary(run).to_dicts() if row["slug"] == trial.slug][1:]
-    best = ceiling.busiest(phases, "read", ceiling.ceiling_of(trial))
+    profile = [row for row in read_profile(run).to_dicts() if row["slug"] == trial.slug]
+    best = ceiling.busiest(profile, "read")
     assert best is not None
-    assert f"In load the job reached {ceiling.percent(best[1])} of what fio reads there." in page
+    assert best[0].startswith("load aio cpu ")
+    assert f"In {best[0]} the job reached {ceiling.percent(best[1])} of what fio reads there." in page
     assert "fio reads 2.60 GiB/s and overwrites 6.40 GiB/s (128 KiB, depth 32; measured 2026-11-20 09:02 UTC" in page
     assert "under bpftrace fio keeps 0.97 of its IOPS (0.95 to 0.99; random reads of 4 KiB, depth 32; " in page
     assert "0 requests or events missed" in page
