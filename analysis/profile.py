@@ -52,6 +52,8 @@ _COLUMNS = {
     "attempt": pa.int64(),
     "verdict": pa.string(),
     "phase": pa.string(),
+    "name": pa.string(),
+    "process": pa.string(),
     "op": pa.string(),
     "phases": pa.int64(),
     "duration_s": pa.float64(),
@@ -130,7 +132,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
         whole = found[place][ALL]
         for op in ROWS:
             own = found[place][op]
-            row = {"phase": span.name, "op": op, "phases": span.phases, "duration_s": seconds, **own}
+            row = {"phase": span.name, "name": span.phase, "process": span.process, "op": op}
+            row |= {"phases": span.phases, "duration_s": seconds, **own}
             moved, requests = own.get("bytes"), own.get("requests")
             row["bandwidth_gib_s"] = None if moved is None or not seconds else moved / GIB / seconds
             row["iops"] = None if requests is None or not seconds else requests / seconds

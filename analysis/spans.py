@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,12 +28,17 @@ _SIZE = "_bytes"
 
 @dataclass(frozen=True)
 class Span:
-    """A set of moments: disjoint stretches [begin, end) in monotonic ns, in order; `phases` is of how many phases."""
+    """A set of moments: disjoint stretches [begin, end) in monotonic ns, in order; `phases` is of how many phases.
+
+    `name` is unique in a trial; `phase` is the bare name that its phases have, of `process`. None where it has none.
+    """
 
     name: str
     begin_ns: Array
     end_ns: Array
     phases: int | None
+    phase: str | None = None
+    process: str | None = None
 
     @property
     def duration_ns(self) -> int:
@@ -53,11 +58,14 @@ def spans(trial_dir: str | Path) -> list[Span]:
     begin, end = metrics.generation_span(told)
     if begin is not None and end is not None and begin < end:
         found.append(_span(GENERATION, [(begin, end)], None))
-    kinds: dict[str, list[tuple[int, int]]] = {}
+    kinds: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
     for name, phase in kinds_of(told):
         if phase.end_ns is not None and phase.begin_ns < phase.end_ns:
-            kinds.setdefault(name, []).append((phase.begin_ns, phase.end_ns))
-    return found + [_span(name, stretches, len(stretches)) for name, stretches in kinds.items()]
+            kinds.setdefault((name, phase.name, phase.process), []).append((phase.begin_ns, phase.end_ns))
+    return found + [
+        replace(_span(name, stretches, len(stretches)), phase=phase, process=process)
+        for (name, phase, process), stretches in kinds.items()
+    ]
 
 
 def kinds_of(phases: Sequence[Phase]) -> list[tuple[str, Phase]]:

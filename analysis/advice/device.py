@@ -57,7 +57,7 @@ def tail_latency(evidence: Evidence) -> Seen:
 def _alike(evidence: Evidence) -> list[Mapping[str, Any]]:
     """Return the profile of the spans whose requests are of one kind: generation, or else each phase, or the whole."""
     own = [row for row in evidence.profile if row["op"] in DATA]
-    phases = [row for row in own if row["phase"] not in (WHOLE, GENERATION, JOB)]
+    phases = [row for row in own if row["name"] not in (None, JOB)]
     return [row for row in own if row["phase"] == GENERATION] or phases or own
 
 
@@ -67,7 +67,7 @@ def _place(evidence: Evidence, row: Mapping[str, Any]) -> str:
         return "the whole trace"
     if row["phase"] != GENERATION:
         return f"the phases {row['phase']}"
-    others = [one for one in evidence.profile if one["op"] == row["op"] and one["phase"] in GENERATING]
+    others = [one for one in evidence.profile if one["op"] == row["op"] and one["name"] in GENERATING]
     known = [(one["d2c_p999_us"], one["phase"]) for one in others if one["d2c_p999_us"] is not None]
     return "generation" + (f", worst in {max(known)[1]}" if known else "")
 

@@ -24,8 +24,8 @@ from analysis.units import bytes_text, number_text
 NAME = "roofline"
 TITLE = "Jobs against the ceiling of their storage"
 
-#: Spans of the profile in which a job does not do what it is measured for; `generation` holds prefill and decode.
-_BESIDE = ("job", "init", "warmup", "drain", "generation", WHOLE)
+#: Phases in which a job does not do what it is measured for.
+_BESIDE = ("job", "init", "warmup", "drain")
 #: An operation with a smaller share of its phase's bytes is not what the phase is about.
 _LEAST_SHARE = 0.01
 _SIZE = re.compile(r"(?P<group>.*\S)\s+[\d.,]+ (?:B|KiB|MiB|GiB|TiB)")
@@ -72,7 +72,7 @@ def _points(run: Run, trials: Sequence[Trial]) -> pl.DataFrame:
     known = frame.filter(pl.col("slug").is_in(list(names)), pl.col("op").is_in(DATA), pl.col("bytes") > 0)
     known = known.filter(pl.col("ceiling_share").is_not_null(), pl.col("busy_share") > 0)
     own = known.filter(pl.col("byte_share") >= _LEAST_SHARE)
-    told = own.filter(~pl.col("phase").str.extract(r"^(\S+)").is_in(_BESIDE))
+    told = own.filter(pl.col("name").is_not_null(), ~pl.col("name").is_in(_BESIDE))
     # A command tells no phases: its whole window stands for it
     whole = own.filter((pl.col("phase") == WHOLE) & ~pl.col("slug").is_in(told["slug"].unique().implode()))
     return pl.concat([told, whole]).select(

@@ -128,5 +128,7 @@ def _apart(cell: str, repeats: Sequence[Evidence]) -> Judged:
 
 
 def _decode_ratio(evidence: Evidence) -> float | None:
-    moved = {row["op"]: row["bytes"] for row in evidence.profile if row["phase"] == "decode"}
-    return moved["read"] / moved["write"] if moved.get("read") and moved.get("write") else None
+    read, written = (
+        sum(row["bytes"] or 0 for row in evidence.profile if row["name"] == "decode" and row["op"] == op) for op in DATA
+    )
+    return read / written if read and written else None

@@ -301,6 +301,19 @@ def test_reads_are_far_above_writes_beside_what_was_published(tmp_path):
     assert found.numbers["all trials: reads over writes in decode steps"] > ratio
 
 
+def test_decode_steps_of_several_processes_are_told_alone_too(tmp_path):
+    run = engines(tmp_path, CACHE)
+    code, name = "kv-reads-above-writes", "all trials: reads over writes in decode steps"
+    alone = told(run, code).numbers[name]
+    (run / "metrics.parquet").unlink()
+    (trial,) = load_run(run).published
+    path = trial.path / "phases.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    pq.write_table(pa.Table.from_pylist(rows + [row | {"process": "other"} for row in rows], table.schema), path)
+    assert told(run, code).numbers[name] == pytest.approx(alone)
+
+
 def test_as_many_writes_as_reads_differ(tmp_path):
     assert told(engines(tmp_path, Shape(data_mib=8, written_mib=8)), "kv-reads-above-writes").state == DIFFERS
 

@@ -206,6 +206,19 @@ def test_samples_speak_for_the_spans_they_lie_in(tmp_path: Path) -> None:
     assert {row["io_stalled_s"] for row in profile(folder)} == {0}
 
 
+def test_phases_of_several_processes_keep_their_bare_name_and_process(tmp_path: Path) -> None:
+    write_record(tmp_path, tracer={"name": "made", "begin_ns": 0, "end_ns": 100})
+    write_requests(tmp_path / "requests.parquet", [request_row(10, 20, "read", 4096)])
+    write_phases(tmp_path / "phases.parquet", [phase_row("decode", 0, 50) | {"process": one} for one in ("a", "b")])
+    told = {(row["phase"], row["name"], row["process"]) for row in profile(tmp_path)}
+    assert told == {
+        ("trial", None, None),
+        ("generation", None, None),
+        ("a: decode", "decode", "a"),
+        ("b: decode", "decode", "b"),
+    }
+
+
 def test_kinds_of_phases_have_their_telling_attributes() -> None:
     told = {"api": "aio", "tensor_device": "cpu", "size_bytes": str(64 * MIB), "loop": "3", "fsync_ns": "812"}
     phases = [Phase("tensor_io", "load", None, told, 0, 1, 1), Phase("engine", "decode", 7, {"batch": "16"}, 0, 1, 1)]
