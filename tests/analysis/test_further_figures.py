@@ -22,6 +22,7 @@ from analysis.intervals import interval
 from analysis.run import Run
 from analysis.steps import steps
 from analysis.summary import read_summary
+from analysis.units import number_text
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
 from tests.analysis.made_run import MIB, make_run, write_record
 from tests.analysis.test_drawn_figures import texts
@@ -408,3 +409,8 @@ def test_repeats_are_told_in_words() -> None:
         "n = 3 repeats",
         "n = 1 to 3 repeats",
     ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(9.994, "9.99"), (9.999, "10.0"), (99.97, "100"), (10.0, "10")])
+def test_a_number_keeps_its_digits_where_it_rounds_up(value: float, text: str) -> None:
+    assert number_text(value) == text
