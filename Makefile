@@ -31,6 +31,7 @@ setup:
 quickstart: setup
 	@$(VENV)/bin/python -m sweep conf/quickstart.yaml $(ARGS)
 
+test: export BROWSER = 1
 test: setup
 	$(VENV)/bin/python -m pytest $(ARGS)
 

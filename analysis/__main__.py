@@ -30,8 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = paths["ruled_out"].get(name)
         print(f"{files['html']}" + (f"  (not drawn: {reason})" if reason else ""))
     if paths["report"]:
-        print(paths["report"])
+        print("\n".join([*_judged(options.run), paths["report"]]))
     return 0
+
+
+def _judged(run: str) -> list[str]:
+    """Return what the run says of the study's statements, a line for each that it can test, and its advice."""
+    from analysis.advice import advice
+    from analysis.findings import NOT_TESTABLE, findings
+    from analysis.run import load_run
+
+    opened = load_run(run)
+    found = findings(opened)
+    tested = [one for one in found if one.state != NOT_TESTABLE]
+    lines = [f"{one.state}: {one.claim}" for one in tested]
+    if len(tested) < len(found):
+        lines.append(f"{NOT_TESTABLE}: {len(found) - len(tested)} of the study's {len(found)} statements")
+    codes = [one.code for one in advice(opened)]
+    return [*lines, f"advice: {', '.join(codes)}"] if codes else lines
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,9 @@ Array = npt.NDArray[np.int64]
 
 #: The operations that carry data to and from a phase.
 DATA = ("read", "write")
+#: The percentiles of a latency that tables have, by the name in their columns, and the maximum after them.
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "p9999": 0.9999}
+LATENCIES = tuple(f"d2c_{name}_us" for name in (*PERCENTILES, "max"))
 _US = NS_PER_S // 1_000_000
 
 
@@ -62,7 +65,7 @@ class Attribution:
         for op in DATA:
             row[f"traced_{op}_bytes"] = int(self._bytes[op][span])
             row[f"{op}_requests"] = int(self._requests[op][span])
-            row |= self._closed.get((span, op)) or _percentiles(op, self._open.get((span, op), Latencies()))
+            row |= self._closed.get((span, op)) or _of_op(op, self._open.get((span, op), Latencies()))
         return row
 
     def _count(self, op: str, key: Array, moved: Array) -> None:
@@ -89,7 +92,7 @@ class Attribution:
     def _close(self, now: int) -> None:
         """Reduce the spans that no later request can belong to."""
         for span, op in [key for key in self._open if self._end[key[0]] <= now]:
-            self._closed[span, op] = _percentiles(op, self._open.pop((span, op)))
+            self._closed[span, op] = _of_op(op, self._open.pop((span, op)))
 
 
 def attribute(path: Path, spans: Sequence[tuple[int, int]]) -> Attribution:
@@ -103,6 +106,11 @@ def attribute(path: Path, spans: Sequence[tuple[int, int]]) -> Attribution:
     return attribution
 
 
-def _percentiles(op: str, latencies: Latencies) -> dict[str, float | None]:
-    values = {"p50": latencies.percentile(0.5), "p99": latencies.percentile(0.99), "max": latencies.maximum()}
-    return {f"{op}_d2c_{name}_us": None if value is None else value / _US for name, value in values.items()}
+def percentiles(latencies: Latencies) -> dict[str, float | None]:
+    """Return the columns LATENCIES of latencies in ns."""
+    values = [*(latencies.percentile(share) for share in PERCENTILES.values()), latencies.maximum()]
+    return {name: None if value is None else value / _US for name, value in zip(LATENCIES, values, strict=True)}
+
+
+def _of_op(op: str, latencies: Latencies) -> dict[str, float | None]:
+    return {f"{op}_{name}": value for name, value in percentiles(latencies).items()}

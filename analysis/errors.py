@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+_MOST_NAMES = 12
+
 
 class AnalysisError(Exception):
     """A folder, file or request of the user that the analysis cannot work with."""
@@ -9,3 +14,13 @@ class AnalysisError(Exception):
 
 class CannotDraw(AnalysisError):
     """A figure that this data rules out; the message is the reason, as the report shows it."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the hint that ends a message about an unknown name: the nearest valid one, or all there are."""
+    names = list(dict.fromkeys(valid))
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"there are {', '.join(names[:_MOST_NAMES])}{more}" if names else "there are none"

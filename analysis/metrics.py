@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import ceiling, samples
-from analysis.attribution import DATA, attribute
+from analysis.attribution import DATA, LATENCIES, attribute
 from analysis.errors import AnalysisError, CannotDraw
+from analysis.latency import Latencies
 from analysis.roles import owners, role_bytes
 from analysis.run import Trial, load_trial
-from analysis.trace import time_column, time_range
+from analysis.schema import OPERATIONS
+from analysis.trace import NEVER, batches, events, time_column, time_range
 from analysis.units import GIB, NS_PER_S
 
 #: The tracer that reads the device's counters over time, and records no single requests.
@@ -31,7 +33,7 @@ WHOLE = "trial"
 MOST_BINS = 600
 #: The phases in which an engine generates tokens.
 GENERATION = ("prefill", "decode")
-_LATENCIES = tuple(f"{op}_d2c_{name}_us" for op in DATA for name in ("p50", "p99", "max"))
+_LATENCIES = tuple(f"{op}_{name}" for op in DATA for name in LATENCIES)
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def summarise(trial_dir: str | Path) -> list[dict[str, Any]]:
     told = phases(trial_dir)
     measured = [phase for phase in told if phase.bytes is not None]
     begin, end = trial.window or (None, None)
-    generation = _generation(told)
+    generation = generation_span(told)
     spans = [(begin, end), *((phase.begin_ns, phase.end_ns) for phase in measured), generation]
-    whole = _identity(trial) | _span_columns("", WHOLE, None, begin, end, None) | _stated(trial)
+    whole = identity(trial) | _span_columns("", WHOLE, None, begin, end, None) | _stated(trial)
     rows = [whole]
     for phase in measured:
         own = _span_columns(phase.process, phase.name, phase.step, phase.begin_ns, phase.end_ns, phase.bytes)
-        rows.append(_identity(trial) | own | {f"attr.{key}": value for key, value in phase.attributes.items()})
+        rows.append(identity(trial) | own | {f"attr.{key}": value for key, value in phase.attributes.items()})
     *traced, generated = _traced(trial, spans)
     whole["generation_s"] = _seconds(*generation)
     whole |= {f"generation_{op}_bytes": generated[f"traced_{op}_bytes"] for op in DATA}
@@ -154,6 +156,22 @@ def request_sizes(trial_dir: str | Path) -> pl.DataFrame:
     )
 
 
+def latencies(trial_dir: str | Path) -> dict[str, Latencies]:
+    """Return the times from issue to completion (ns) of all reads and of all writes of a trial that have both.
+
+    Raises CannotDraw where there are no single requests, or where not both events were recorded.
+    """
+    path = requests_path(trial_dir)
+    if missing := {"issue", "completion"} - {*events(path)}:
+        raise CannotDraw(f"the trace holds no {' and no '.join(sorted(missing))} events, so nobody knows latencies")
+    found = {op: Latencies() for op in DATA}
+    for batch in batches(path):
+        for op, own in found.items():
+            timed = (batch.op == OPERATIONS.index(op)) & (batch.issue_ns != NEVER) & (batch.complete_ns != NEVER)
+            own.add(batch.complete_ns[timed] - batch.issue_ns[timed])
+    return found
+
+
 def requests_path(trial_dir: str | Path) -> Path:
     """Return the trial's `requests.parquet`; where its tracer writes none, say which tracer that was."""
     trial = load_trial(trial_dir)
@@ -191,7 +209,8 @@ def round_bin(duration_ns: int, most: int = MOST_BINS) -> int:
         width *= 10
 
 
-def _identity(trial: Trial) -> dict[str, Any]:
+def identity(trial: Trial) -> dict[str, Any]:
+    """Return the columns that say which trial a row is of."""
     row: dict[str, Any] = {
         "trial": trial.id,
         "slug": trial.slug,
@@ -234,7 +253,7 @@ def _stated(trial: Trial) -> dict[str, Any]:
     return row | {f"metric.{name}": float(value) for name, (value, _) in trial.measured.items()}
 
 
-def _generation(told: Sequence[Phase]) -> tuple[int | None, int | None]:
+def generation_span(told: Sequence[Phase]) -> tuple[int | None, int | None]:
     """Return the span from the first prefill to the end of the last decode step, None where there is none."""
     steps = [phase for phase in told if phase.name in GENERATION]
     ends = [phase.end_ns for phase in steps if phase.end_ns is not None]

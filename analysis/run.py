@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, nearest
 from analysis.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    import altair as alt
     import pandas as pd
     import polars as pl
 
@@ -147,7 +148,8 @@ class Run:
         for trial in self.published:
             if name in (trial.id, trial.slug):
                 return trial
-        raise AnalysisError(f"{self.path}: no trial {name!r}")
+        hint = nearest(str(name), (trial.id for trial in self.published))
+        raise AnalysisError(f"{self.path}: no trial {name!r}; {hint}")
 
     def trials(self) -> pd.DataFrame:
         """Return one row per trial: id, slug, the cell's axes, repeat, verdict, reasons and bytes."""
@@ -159,26 +161,79 @@ class Run:
                 frame[name] = frame[name].astype("Int64")
         return frame
 
-    def phases(self, trial: str | Trial) -> pl.LazyFrame:
-        """Return the phases of a trial (`analysis.schema.PHASES`)."""
-        return self._scan(trial, "phases")
+    def metrics(self) -> pd.DataFrame:
+        """Return one row per trial, span of time and operation with what was measured in it (`analysis.profile`)."""
+        import pandas as pd
+        import pyarrow as pa
 
-    def requests(self, trial: str | Trial) -> pl.LazyFrame:
-        """Return the block requests of a trial (`analysis.schema.REQUESTS`), unread until collected."""
-        return self._scan(trial, "requests")
+        from analysis.profile import read_profile
 
-    def samples(self, trial: str | Trial) -> pl.LazyFrame:
-        """Return the counters and gauges of a trial over time (`analysis.schema.SAMPLES`)."""
-        return self._scan(trial, "samples")
+        whole = {pa.int64(): pd.Int64Dtype()}  # as numbers with a point, counts of bytes would lose their last digits
+        frame: pd.DataFrame = read_profile(self).to_arrow().to_pandas(types_mapper=whole.get)
+        return frame
 
-    def _scan(self, trial: str | Trial, name: str) -> pl.LazyFrame:
-        import polars as pl
+    def requests(
+        self,
+        trial: str | Trial | None = None,
+        *,
+        op: str | Sequence[str] | None = None,
+        phase: str | None = None,
+        verdict: str | None = "valid",
+        **axes: Any,
+    ) -> pl.LazyFrame:
+        """Return block requests (`analysis.schema.REQUESTS`) of one trial or of many, unread until collected.
 
-        found = self.trial(trial)
-        path = found.table(name)
-        if path is None:
-            raise AnalysisError(f"trial {found.id} has no {name}.parquet (tracer: {found.tracer})")
-        return pl.scan_parquet(path)
+        On every row stand the trial's id, `trial`, and its cell's axes (`cell.<axis>` where that name is taken).
+        `axes` choose trials by their cells, `fs="xfs"` or `fs=["xfs", "ext4"]`, of one verdict (None: any); a trial
+        named outright is taken whatever its verdict. `op` keeps these operations, `phase` what was issued in these
+        phases: `decode`, or with attributes, `load aio cpu 64 MiB`. Unknown names are an AnalysisError; trials
+        without the table are left out with a warning, or are one where none has it.
+        """
+        from analysis import table
+
+        return table.requests(self, trial, op, phase, verdict, axes)
+
+    def phases(
+        self, trial: str | Trial | None = None, *, phase: str | None = None, verdict: str | None = "valid", **axes: Any
+    ) -> pl.LazyFrame:
+        """Return phases (`analysis.schema.PHASES`) of one trial or of many; chosen as those of `requests` are."""
+        from analysis import table
+
+        return table.phase_rows(self, trial, phase, verdict, axes)
+
+    def samples(
+        self,
+        trial: str | Trial | None = None,
+        *,
+        source: str | Sequence[str] | None = None,
+        name: str | Sequence[str] | None = None,
+        phase: str | None = None,
+        verdict: str | None = "valid",
+        **axes: Any,
+    ) -> pl.LazyFrame:
+        """Return counters and gauges over time (`analysis.schema.SAMPLES`) of one trial or of many.
+
+        `source` and `name` keep these series (`gpu0`, `utilisation`), `phase` what was read in these phases; the rest
+        is as in `requests`.
+        """
+        from analysis import table
+
+        return table.samples(self, trial, source, name, phase, verdict, axes)
+
+    def summary(self) -> pd.DataFrame:
+        """Return the summary: one row per trial and measured phase (columns: `analysis.summary`)."""
+        from analysis.summary import read_summary
+
+        return read_summary(self).to_pandas()
+
+    def figure(self, name: str, trial: str | Trial | None = None) -> alt.TopLevelMixin:
+        """Return a figure as a chart that shows itself in a notebook: of the run, of one trial, or of all in a column.
+
+        AnalysisError where no figure is called so (`analysis.figures.FIGURES`), or it has no chart of this trial.
+        """
+        from analysis.charts import chart
+
+        return chart(self, name, trial)
 
 
 def load_run(path: str | Path) -> Run:

@@ -10,12 +10,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.attribution import DATA, LATENCIES
 from analysis.files import replacing
 from analysis.metrics import summarise
 from analysis.run import Run, load_run
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 3
+METRICS_VERSION = 4
 
 _COLUMNS = {
     "trial": pa.string(),
@@ -35,12 +36,7 @@ _COLUMNS = {
     "traced_write_bytes": pa.int64(),
     "read_requests": pa.int64(),
     "write_requests": pa.int64(),
-    "read_d2c_p50_us": pa.float64(),
-    "read_d2c_p99_us": pa.float64(),
-    "read_d2c_max_us": pa.float64(),
-    "write_d2c_p50_us": pa.float64(),
-    "write_d2c_p99_us": pa.float64(),
-    "write_d2c_max_us": pa.float64(),
+    **{f"{op}_{name}": pa.float64() for op in DATA for name in LATENCIES},
     "expected_read_bytes": pa.int64(),
     "expected_write_bytes": pa.int64(),
     "counted_read_bytes": pa.int64(),
@@ -75,12 +71,17 @@ def summary_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     roles = [name for name in names if name.startswith("role.")]
     fixed = list(_COLUMNS)
     arrays = {name: pa.array([row.get(name) for row in rows], _COLUMNS[name]) for name in fixed}
-    arrays |= {name: _axis([row.get(name) for row in rows]) for name in axes}
+    arrays |= {name: axis_array([row.get(name) for row in rows]) for name in axes}
     arrays |= {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in attributes}
     arrays |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in measured}
     arrays |= {name: pa.array([row.get(name) for row in rows], pa.int64()) for name in roles}
     ordered = [*fixed[:_LEADING], *axes, *fixed[_LEADING:], *roles, *attributes, *measured]
     table = pa.table({name: arrays[name] for name in ordered})
+    return versioned(table)
+
+
+def versioned(table: pa.Table) -> pa.Table:
+    """Return a table of metrics that says of which version they are."""
     return table.replace_schema_metadata({"metrics_version": str(METRICS_VERSION)})
 
 
@@ -100,7 +101,7 @@ def write_summary(run_dir: str | Path) -> Path:
 
 def read_summary(run: Run) -> pl.DataFrame:
     """Return the summary of a run, in plan order; trials that its file lacks are computed, the file is not changed."""
-    stored = _stored(run.path / "summary.parquet")
+    stored = stored_rows(run.path / "summary.parquet", _COLUMNS)
     rows: list[Mapping[str, Any]] = []
     for trial in run.published:
         rows.extend(stored.get((trial.slug, trial.attempt)) or summarise(trial.path))
@@ -109,14 +110,14 @@ def read_summary(run: Run) -> pl.DataFrame:
     return frame
 
 
-def _stored(path: Path) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
-    """Return the rows in `summary.parquet` by trial and attempt; none where it is absent, broken or of old metrics."""
+def stored_rows(path: Path, columns: Iterable[str]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
+    """Return the rows of a table of metrics by trial and attempt; none where it is absent, broken or of old metrics."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException):
         return {}
     metadata = table.schema.metadata or {}
-    if metadata.get(b"metrics_version") != str(METRICS_VERSION).encode() or not {*_COLUMNS} <= {*table.column_names}:
+    if metadata.get(b"metrics_version") != str(METRICS_VERSION).encode() or not {*columns} <= {*table.column_names}:
         return {}
     found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in table.to_pylist():
@@ -124,7 +125,8 @@ def _stored(path: Path) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
     return found
 
 
-def _axis(values: list[Any]) -> pa.Array:
+def axis_array(values: list[Any]) -> pa.Array:
+    """Return an axis as a column: of the type that all its values have, else as text."""
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) > 1 and kinds != {int, float}:
         values = [_text(value) for value in values]

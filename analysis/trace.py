@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ from analysis.schema import OPERATIONS, recorded_events
 Array = npt.NDArray[np.int64]
 T = TypeVar("T")
 
-BATCH_ROWS = 1 << 18
+#: A column of so many rows stays in a processor's cache while it is worked on.
+BATCH_ROWS = 1 << 17
 #: Stands for a null time: monotonic clocks are never negative.
 NEVER = -1
 
@@ -36,11 +37,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Extents:
-    """Where consecutive requests went; `op` is an index into OPERATIONS, `sector` counts 512 bytes."""
+    """Where consecutive requests went; `op` is an index into OPERATIONS, `sector` counts 512 bytes, `dev` is an index
+    into `devices` (major:minor)."""
 
     op: Array
     sector: Array
     bytes: Array
+    dev: Array
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ class Addressed:
     marked: npt.NDArray[np.bool_]
     rows: pa.RecordBatch
 
+    def key_ns(self) -> Array:
+        """Return the time by which each request belongs to a span: its issue, or its completion without one."""
+        if self.issue_ns.size and self.issue_ns.min() == NEVER:
+            return np.where(self.issue_ns == NEVER, self.complete_ns, self.issue_ns)
+        return self.issue_ns
+
 
 def batches(path: Path) -> Iterator[Batch]:
     """Yield the rows of `requests.parquet` in file order, a bounded number at a time."""
@@ -68,8 +78,8 @@ def batches(path: Path) -> Iterator[Batch]:
 
 
 def extents(path: Path) -> Iterator[Extents]:
-    """Yield operation, sector and size of the requests in file order, a bounded number at a time."""
-    return _read(path, ["op", "sector", "bytes"], _extents)
+    """Yield operation, device, sector and size of the requests in file order, a bounded number at a time."""
+    return _read(path, ["op", "sector", "bytes", "dev"], _extents)
 
 
 def addressed(path: Path, whole: bool = False) -> Iterator[Addressed]:
@@ -93,7 +103,14 @@ def _batch(part: pa.RecordBatch) -> Batch:
 
 
 def _extents(part: pa.RecordBatch) -> Extents:
-    return Extents(_operations(part.column("op")), _whole(part.column("sector")), _whole(part.column("bytes")))
+    dev = _encoded(part.column("dev"))
+    return Extents(
+        _operations(part.column("op")),
+        _whole(part.column("sector")),
+        _whole(part.column("bytes")),
+        _whole(dev.indices),
+        _names(dev),
+    )
 
 
 def _addressed(part: pa.RecordBatch) -> Addressed:
@@ -106,7 +123,7 @@ def _addressed(part: pa.RecordBatch) -> Addressed:
         _whole(part.column("bytes")),
         _whole(part.column("sector")),
         _whole(dev.indices),
-        tuple(str(name) for name in dev.dictionary.to_pylist()),
+        _names(dev),
         marks[rwbs.indices.to_numpy(zero_copy_only=False)],
         part,
     )
@@ -132,6 +149,17 @@ def time_range(path: Path, column: str) -> tuple[int, int] | None:
     return _range(_metadata(path), column)
 
 
+def value_range(path: Path, column: str) -> tuple[Any, Any] | None:
+    """Return the least and greatest value in `column` if the file's statistics know them of every row, else None."""
+    file = _metadata(path)
+    return _range(file, column) if _complete(file, column) else None
+
+
+def row_count(path: Path) -> int:
+    """Return how many rows the file has."""
+    return int(_metadata(path).num_rows)
+
+
 def _metadata(path: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path)
@@ -139,13 +167,27 @@ def _metadata(path: Path) -> pq.FileMetaData:
         raise AnalysisError(f"{path}: not a Parquet file ({_first_line(error)})") from None
 
 
-def _range(metadata: pq.FileMetaData, column: str) -> tuple[int, int] | None:
+def _range(metadata: pq.FileMetaData, column: str) -> tuple[Any, Any] | None:
+    known = [told for told in _statistics(metadata, column) if told is not None and told.has_min_max]
+    return (min(one.min for one in known), max(one.max for one in known)) if known else None
+
+
+def _complete(metadata: pq.FileMetaData, column: str) -> bool:
+    """Say whether every row group knows the range of the column."""
+    return all(told is not None and told.has_min_max for told in _statistics(metadata, column))
+
+
+def _statistics(metadata: pq.FileMetaData, column: str) -> list[pq.Statistics | None]:
     names = [metadata.schema.column(place).name for place in range(metadata.num_columns)]
     if column not in names:
-        return None
-    chunks = [metadata.row_group(group).column(names.index(column)) for group in range(metadata.num_row_groups)]
-    known = [chunk.statistics for chunk in chunks if chunk.statistics is not None and chunk.statistics.has_min_max]
-    return (min(one.min for one in known), max(one.max for one in known)) if known else None
+        return []
+    return [
+        metadata.row_group(group).column(names.index(column)).statistics for group in range(metadata.num_row_groups)
+    ]
+
+
+def _names(column: pa.DictionaryArray) -> tuple[str, ...]:
+    return tuple(str(name) for name in column.dictionary.to_pylist())
 
 
 def _times(column: pa.Array) -> Array:

@@ -12,28 +12,27 @@ Needs root and fio. Run it alone: the machine's noise is in the figures.
 """
 
 import argparse
-import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tasks import calibration, machine, tracers  # noqa: E402
+from tasks import calibration, cost, fio, machine  # noqa: E402
+from tasks.fio import Load  # noqa: E402
 from tasks.lease import Lease  # noqa: E402
 from tasks.process import child, interrupt  # noqa: E402
 from tasks.spec import Backing, Storage, Trace  # noqa: E402
-from tasks.storage import flush, volume  # noqa: E402
-from tasks.tracers import Window  # noqa: E402
+from tasks.storage import volume  # noqa: E402
 from tasks.units import parse_bytes  # noqa: E402
 
+FILE_BYTES = 512 << 20
 STUDY = """
 tracepoint:block:block_rq_issue /args->dev == $1/
 { printf("%llu %s %d %llu %u %s\\n", nsecs, comm, args->bytes, args->sector, args->nr_sector, args->rwbs); }
@@ -51,94 +50,64 @@ class Reading:
     decode_cpu_s: float = 0.0
 
 
-def fio_argv(folder, block, depth, seconds):
-    """Return direct random reads of one file for some seconds."""
-    return [
-        "fio",
-        "--name=cost",
-        f"--filename={folder}/cost.dat",
-        "--rw=randread",
-        f"--bs={parse_bytes(block)}",
-        f"--iodepth={depth}",
-        "--ioengine=libaio",
-        "--direct=1",
-        f"--size={512 << 20}",
-        "--time_based",
-        f"--runtime={seconds}",
-        "--ramp_time=0.5",
-        "--output-format=json",
-    ]
+@dataclass
+class Bench:
+    """What every variant runs: a load on a file of a volume, for some seconds."""
+
+    found: object
+    file: object
+    load: Load
+    seconds: float
+    lease: Lease
+
+    def fio(self):
+        """Return fio's IOPS."""
+        return fio.run(self.load, self.file, self.seconds).iops
 
 
-def run_fio(argv):
-    """Run fio to its end; return its IOPS, its CPU seconds, and the requests it made."""
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
-    out = process.stdout.read()
-    _, _, used = os.wait4(process.pid, 0)
-    process.returncode = 0
-    read = json.loads(out)["jobs"][0]["read"]
-    return read["iops"], used.ru_utime + used.ru_stime
-
-
-def cpu_s():
-    """Return the CPU seconds of this process and of its ended children."""
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in both)
-
-
-def untraced(found, argv):
+def untraced(bench):
     """Return fio's own speed."""
-    return Reading(run_fio(argv)[0])
+    return Reading(bench.fio())
 
 
-def by_study(found, argv):
+def by_study(bench):
     """Return fio's speed under a line for each issue, the published study's way."""
-    (device,) = found.devices
-    output, log = found.offload_dir.parent.parent / "study.txt", found.offload_dir.parent.parent / "study.log"
-    before, counted = cpu_s(), found.devices.counters()
+    (device,), folder = bench.found.devices, bench.lease.folder
+    output, log = folder / "study.txt", folder / "study.log"
+    before, counted = cost.processor_s(), bench.found.devices.counters()
     with child(["bpftrace", "-e", STUDY, str(device.number)], log, os.environ, output) as process:
         while process.poll() is None and b"Attaching" not in output.read_bytes():
             time.sleep(0.1)
         assert process.poll() is None, f"bpftrace ended: {log.read_text()}"
         time.sleep(1)
-        iops, fio_s = run_fio(argv)
+        began = cost.processor_s()
+        iops = bench.fio()
+        fio_s = cost.processor_s() - began
         interrupt(process)
-    done = found.devices.counters().reads - counted.reads
+    done = bench.found.devices.counters().reads - counted.reads
     with output.open("rb") as lines:
         seen = sum(line[:1].isdigit() for line in lines)
     output.unlink()
-    return Reading(iops, seen, max(0, done - seen), cpu_s() - before - fio_s)
+    return Reading(iops, seen, max(0, done - seen), cost.processor_s() - before - fio_s)
 
 
-def traced(name, found, argv):
+def traced(name, bench):
     """Return fio's speed under one of our tracers, what it missed and what it spent."""
-    lease = Lease.take(f"cost-{uuid.uuid4().hex[:8]}")
-    try:
-        if name == "auto":
-            name, _ = calibration.chosen(machine.tracers_of_requests(), lease, dict(os.environ), print)
-        tracer = tracers.make(Trace(tracer=name), found.devices, lease, dict(os.environ))
-        before = cpu_s()
-        with tracer.recording():
-            counted, begin_ns = found.devices.settle(), time.monotonic_ns()
-            iops, fio_s = run_fio(argv)
-            done = found.devices.settle().requests_since(counted)
-            window = Window(begin_ns, time.monotonic_ns())
-        spent = cpu_s() - before - fio_s
-        capture = tracer.write(window, lease.folder / "requests.parquet")
-        decode = cpu_s() - before - fio_s - spent
-        if capture.bytes is None:
-            return Reading(iops, cpu_s=spent)
-        # A lost completion is a fault and a request too few: one of both counts.
-        missed = max(sum(capture.faults.values()), abs(done["read"] - capture.counts["read"]))
-        return Reading(iops, 2 * capture.requests, missed, spent, decode)
-    finally:
-        lease.clean()
+    if name == "auto":
+        name, _ = calibration.chosen(machine.tracers_of_requests(), bench.lease, dict(os.environ), print)
+    corner = bench.lease.corner(f"{name}-{uuid.uuid4().hex[:8]}")
+    run = cost.under_tracer(
+        Trace(tracer=name), bench.found, corner, dict(os.environ), bench.load, bench.file, bench.seconds
+    )
+    if not run.requests:  # it counts, and records none
+        return Reading(run.result.iops, cpu_s=run.cpu_s)
+    return Reading(run.result.iops, 2 * run.requests, run.missed, run.cpu_s, run.decode_cpu_s)
 
 
 def variants(names):
     """Return each variant's function by name."""
     known = {"untraced": untraced, "study": by_study}
-    return {n: known.get(n) or (lambda found, argv, n=n: traced(n, found, argv)) for n in names}
+    return {n: known.get(n) or partial(traced, n) for n in names}
 
 
 def show(table, rounds):
@@ -166,22 +135,24 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--block", default="4KiB")
     parser.add_argument("--depth", type=int, default=32)
-    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--tracers", nargs="+", default=["auto", "ftrace", "bpftrace", "diskstats", "study"])
     args = parser.parse_args()
     names = ["untraced", *args.tracers]
+    load = Load("randread", parse_bytes(args.block), args.depth)
     lease = Lease.take(f"cost-{uuid.uuid4().hex[:8]}")
-    storage = Storage(fs="xfs", backing=Backing.tmpfs, image_size="1GiB")
+    storage = Storage(fs="xfs", backing=Backing.tmpfs, image_size="2GiB")
     table = {name: [] for name in names}
     try:
-        with volume(storage, lease) as found:
-            argv = fio_argv(found.offload_dir, args.block, args.depth, args.seconds)
-            untraced(found, argv)  # writes the file
-            flush(found.offload_dir)
+        with (
+            volume(storage, lease) as found,
+            fio.scratch(found, FILE_BYTES, load, lease.folder / "fio", dict(os.environ)) as file,
+        ):
+            bench = Bench(found, file, load, args.seconds, lease)
             for turn in range(args.rounds):
                 order = names[turn % len(names) :] + names[: turn % len(names)]
                 for name in order:
-                    table[name].append(variants(names)[name](found, argv))
+                    table[name].append(variants(names)[name](bench))
                     print(f"round {turn + 1} {name}: {table[name][-1]}", file=sys.stderr, flush=True)
     finally:
         lease.clean()

@@ -19,13 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trace_cost import fio_argv, run_fio, untraced  # noqa: E402
-
-from tasks import tracers  # noqa: E402
+from tasks import fio, tracers  # noqa: E402
+from tasks.fio import Load  # noqa: E402
 from tasks.lease import Lease  # noqa: E402
 from tasks.spec import Backing, Storage, Trace  # noqa: E402
-from tasks.storage import flush, volume  # noqa: E402
+from tasks.storage import volume  # noqa: E402
 from tasks.tracers import Window  # noqa: E402
+
+LOAD, FILE_BYTES = Load("randread", 4096, 32), 512 << 20
 
 
 def in_a_process(work):
@@ -44,13 +45,13 @@ def in_a_process(work):
     return time.monotonic() - begin, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
-def captured(found, lease, millions):
+def captured(found, file, lease, millions):
     """Return a tracer with a capture of about so many million events, and its window."""
     tracer = tracers.make(Trace(tracer="ftrace", buffer_size="16MiB"), found.devices, lease, dict(os.environ))
     with tracer.recording():
         begin_ns, wanted = time.monotonic_ns(), found.devices.counters().reads + millions * 500_000
         while found.devices.counters().reads < wanted:
-            run_fio(fio_argv(found.offload_dir, "4KiB", 32, 2))
+            fio.run(LOAD, file, 2)
         found.devices.settle()
         window = Window(begin_ns, time.monotonic_ns())
     return tracer, window
@@ -64,11 +65,11 @@ def write_plainly(path, size):
             f.write(block)
 
 
-def measure(found, millions):
+def measure(found, file, millions):
     """Capture, decode and print one row."""
     lease = Lease.take(f"decode-{uuid.uuid4().hex[:8]}")
     try:
-        tracer, window = captured(found, lease, millions)
+        tracer, window = captured(found, file, lease, millions)
         raw = tracer._spool.size_bytes
         out, notes = lease.folder / "requests.parquet", lease.folder / "capture.txt"
 
@@ -95,13 +96,14 @@ def main():
     args = parser.parse_args()
     lease = Lease.take(f"decode-{uuid.uuid4().hex[:8]}")
     try:
-        with volume(Storage(fs="xfs", backing=Backing.tmpfs, image_size="1GiB"), lease) as found:
-            untraced(found, fio_argv(found.offload_dir, "4KiB", 32, 1))
-            flush(found.offload_dir)
+        with (
+            volume(Storage(fs="xfs", backing=Backing.tmpfs, image_size="2GiB"), lease) as found,
+            fio.scratch(found, FILE_BYTES, LOAD, lease.folder / "fio", dict(os.environ)) as file,
+        ):
             print("| events | raw | Parquet | wall s | CPU s | rate | / writing | peak memory | before | faults |")
             print("|---|---|---|---|---|---|---|---|---|---|")
             for millions in args.events:
-                measure(found, millions)
+                measure(found, file, millions)
     finally:
         lease.clean()
 

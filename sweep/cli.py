@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from sweep import __version__, config, interrupt
+from sweep.definition import Definition, Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
 from sweep.placement import Placement, needs, place_all
 from sweep.plan import Grid
 from sweep.progress import counted
+from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
 from tasks.units import format_bytes, parse_bytes
@@ -109,7 +111,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     return run_sweep(sweep, plan, Path(args.results), args.address, arguments)
 
 
-def dry_run(sweep: config.Sweep, plan: Grid, address: str | None) -> int:
+def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
     """Print every trial with what it needs and where it would run; raise PlacementError where that is nowhere."""
     from sweep import cluster
 
@@ -147,10 +149,10 @@ def _wanted(placement: Placement) -> str:
 def print_keys() -> None:
     """Print every configuration key with type, default and meaning."""
     print("keys of a sweep file (dots stand for nesting; those of workload, storage, trace and limits can be axes)\n")
-    for path, text in config.documented(config.Definition):
+    for path, text in documented(Definition):
         print(f"  {path}\n      {text}")
     print("  extends\n      file, or list of files, whose keys apply where this file has none")
     for kind in workloads.WORKLOADS:
         print(f"\nworkload, kind: {kind}\n")
-        for path, text in config.documented(workloads.load(kind).Config, "workload."):
+        for path, text in documented(workloads.load(kind).Config, "workload."):
             print(f"  {path}\n      {text}")

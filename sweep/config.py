@@ -3,127 +3,39 @@
 from __future__ import annotations
 
 import difflib
-import json
+import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf, errors
+from omegaconf import OmegaConf, errors
 
 from analysis import figures as drawing
 from analysis.errors import AnalysisError
+from sweep.cells import Cells
+from sweep.checks import interpolated, workload_kind
+from sweep.definition import SCENARIO, SECTIONS, Axis, Definition, Order, Sweep
 from sweep.errors import ConfigError, first_line
+from sweep.trees import copied, flattened, merged_over, put, section_at
+from sweep.values import check_shape, documented, nearest, shown, typed
 from tasks import workloads
 from tasks.files import conf_dir
-from tasks.spec import (
-    FILESYSTEMS,
-    SMALLEST_IMAGE_BYTES,
-    Backing,
-    Ceiling,
-    Limits,
-    QueueLimits,
-    Storage,
-    StorageKind,
-    Trace,
-    key,
-    storage_of,
-)
-from tasks.tracers import TRACERS
-from tasks.units import format_bytes, parse_bytes
-
-#: Part of an image that filesystems keep for themselves, in bytes, beside 6 % of it: journals, inode tables.
-_FILESYSTEM_BYTES = 80 << 20
-
-#: Requests past the page cache are whole logical blocks; those of most drives are this long.
-_DIRECT_BYTES = 512
+from tasks.spec import Limits, Storage, Trace
 
 #: More repeats than this are a slip of the hand.
 _MOST_REPEATS = 10_000
 
-#: Options of mkfs and mount by which a filesystem takes further devices (mkfs.xfs(8), mke2fs(8), btrfs(5)).
-_OTHER_DEVICE = re.compile(r"\b(device|logdev|rtdev|journal_path|journal_dev|name)\s*=")
-
-#: A scheduler as /sys/block/<device>/queue/scheduler lists it.
-_SCHEDULER = re.compile(r"[a-z][a-z0-9_-]*")
-
-#: Options by which mkfs makes nothing, or stops asking whether it should.
-_NOT_MADE = {"ext4": ("-n", "-S", "-F"), "xfs": ("-N", "-f"), "btrfs": ("-f", "--force")}
-
-#: No program of any use starts in less memory.
-_LEAST_MEMORY_BYTES = 4 << 20
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: An override of an axis: the scale and the scenario whose grid it is in, and its key.
-_AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)grid\.(.+)")
+_AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)(grid|zip)\.(.+)")
 
 #: Keys of the whole sweep, which one scenario cannot have.
-_OF_THE_WHOLE = ("name", "description", "figures", "extends", "scenarios", "scale", "scales")
-
-#: Sections of a trial's configuration beside its workload.
-_SECTIONS = ("storage", "trace", "ceiling", "limits")
-
-#: Word of a trial's id that names its scenario.
-SCENARIO = "scenario"
-
-
-@dataclass
-class Definition:
-    """Keys of a sweep file. `workload` holds `kind` and the keys of that workload."""
-
-    name: str = key("", "name of the sweep and of its results folder; default: the file's name")
-    description: str = key("", "one sentence for the report")
-    workload: dict[str, Any] = key(dict, "kind: which job a trial executes; the other keys are that job's own")
-    storage: Storage = key(Storage, "the filesystem under test")
-    trace: Trace = key(Trace, "how requests are recorded")
-    ceiling: Ceiling = key(Ceiling, "what fio reaches on the same storage")
-    limits: Limits = key(Limits, "when a trial is stopped")
-    grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
-    scenarios: dict[str, Any] = key(
-        dict, "by name, keys laid over the sweep, for cells of its own: another workload, limits, grid, repeats"
-    )
-    repeats: int = key(1, "trials of each cell")
-    figures: list[str] | None = key(None, "figures to draw; default: what suits the workload")
-    scale: str | None = key(None, "name of the entry of scales to lay over this sweep: scale=small")
-    scales: dict[str, Any] = key(dict, "by name, keys to change together, such as those that fit a small machine")
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis: the configuration key it sets, a short label for ids, and its values."""
-
-    path: str
-    label: str
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A checked definition. `source` names the file in messages; `base` is its YAML before the grid is applied.
-
-    One with scenarios has no cells of its own: they are those of the sweep that each scenario makes of it.
-    """
-
-    source: str
-    name: str
-    description: str
-    repeats: int
-    figures: tuple[str, ...]
-    axes: tuple[Axis, ...]
-    base: Mapping[str, Any]
-    scenarios: Mapping[str, Sweep] = field(default_factory=dict)
-
-    def resolve(self, cell: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration of one cell (values by axis path), every key present, checked."""
-        value = _deep_copy(self.base)
-        for path, setting in cell.items():
-            _set(value, path, setting)
-        return _checked_trial(self.source, value)
+_OF_THE_WHOLE = ("name", "description", "figures", "order", "seed", "extends", "scenarios", "scale", "scales")
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -165,7 +77,7 @@ def _refuse_other_scenario(raw: dict[str, Any], text: str) -> None:
     name, dot, _ = path.removeprefix("scenarios.").partition(".")
     known = raw.get("scenarios") or {}
     if dot and isinstance(known, dict) and name not in known:
-        hint = _nearest(name, known, "scenarios.") if known else "this sweep has none"
+        hint = nearest(name, known, "scenarios.") if known else "this sweep has none"
         raise ConfigError("command line", path, f"no scenario {name!r}", hint)
 
 
@@ -177,7 +89,7 @@ def _refuse_other_scale(raw: dict[str, Any], text: str) -> None:
     if section != "scales" or not name or not isinstance(scales, dict):
         return
     if name not in scales:
-        hint = _nearest(name, scales, "scales.") if scales else "this sweep has none"
+        hint = nearest(name, scales, "scales.") if scales else "this sweep has none"
         raise ConfigError("command line", path, f"no scale {name!r}", hint)
     if name != raw.get("scale"):
         raise ConfigError("command line", path, f"the scale {name!r} is not chosen", f"choose it: scale={name}")
@@ -190,9 +102,9 @@ def _scaled(source: str, raw: dict[str, Any]) -> dict[str, Any]:
     if wanted is None:
         return raw
     if isinstance(wanted, (dict, list)):
-        raise ConfigError(source, "scale", f"must be the name of one entry of scales, not {_shown(wanted)}")
+        raise ConfigError(source, "scale", f"must be the name of one entry of scales, not {shown(wanted)}")
     if wanted not in scales:
-        hint = _nearest(str(wanted), scales) if scales else "this sweep has none"
+        hint = nearest(str(wanted), scales) if scales else "this sweep has none"
         raise ConfigError(source, "scale", f"no scale {wanted!r}", hint)
     where, overlay = f"{source}, scales.{wanted}", {"name": f"{raw['name']}-{wanted}"} | scales[wanted]
     parts, above = raw.pop("scenarios", None) or {}, overlay.pop("scenarios", None) or {}
@@ -220,14 +132,14 @@ def _scaled_scenarios(
 def _check_scales(source: str, scales: Any) -> None:
     """Refuse scales whose keys are none of a sweep, be they chosen or not."""
     if not isinstance(scales, dict):
-        raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {_shown(scales)}")
+        raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {shown(scales)}")
     known = [f.name for f in fields(Definition) if f.name not in ("scale", "scales")]
     for name, overlay in scales.items():
         if not isinstance(overlay, dict):
-            raise ConfigError(source, f"scales.{name}", f"must hold keys of a sweep, not {_shown(overlay)}")
+            raise ConfigError(source, f"scales.{name}", f"must hold keys of a sweep, not {shown(overlay)}")
         for key_name in overlay:
             if key_name not in known:
-                hint = _nearest(str(key_name), known, f"scales.{name}.")
+                hint = nearest(str(key_name), known, f"scales.{name}.")
                 raise ConfigError(source, f"scales.{name}.{key_name}", "unknown key", hint)
 
 
@@ -245,7 +157,7 @@ def _overlaid(
     _refuse_idle_nulls(source, overlay, [raw, lowest])
     if _kind_in(overlay) not in (None, _kind_in(raw) or _kind_in(lowest)) and "workload" in raw:
         del raw["workload"]
-    merged = _merge(raw, overlay)
+    merged = merged_over(raw, overlay)
     if isinstance(merged.get("grid"), dict):
         kept = _grid_in(lowest)
         merged["grid"] = {path: axis for path, axis in merged["grid"].items() if axis is not None or path in kept}
@@ -267,7 +179,7 @@ def _refuse_idle_nulls(source: str, overlay: Mapping[str, Any], below: Sequence[
     known = [path for raw in below for path in _grid_in(raw)]
     for path, values in _grid_in(overlay).items():
         if values is None and path not in known:
-            hint = _nearest(path, known) if known else "there are no axes below"
+            hint = nearest(path, known) if known else "there are no axes below"
             raise ConfigError(source, f"grid.{path}", "is null, but there is no such axis to take away", hint)
 
 
@@ -277,9 +189,10 @@ def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str], scenario: str
         _refuse_lost_overrides(part, overrides, f"scenarios.{name}.")
     for text in overrides:
         path, _, value = text.partition("=")
-        for axis in sweep.axes:
+        for place, axis in enumerate(sweep.axes):
             if re.sub(r"^scales\.[^.]+\.", "", path) in (axis.path, f"{scenario}{axis.path}"):
-                hint = f"set its values instead: '{path.removesuffix(axis.path)}grid.{axis.path}=[{value}]'"
+                section = "grid" if (place,) in sweep.together else "zip"
+                hint = f"set its values instead: '{path.removesuffix(axis.path)}{section}.{axis.path}=[{value}]'"
                 raise ConfigError("command line", path, "is an axis of this sweep", hint)
 
 
@@ -318,7 +231,7 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     bases = own.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(str(file), "extends", f"must be a file name or a list of them, not {_shown(bases)}")
+        raise ConfigError(str(file), "extends", f"must be a file name or a list of them, not {shown(bases)}")
     merged: dict[str, Any] = {}
     for base in bases:
         base_file = file.parent / base
@@ -326,8 +239,8 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             raise ConfigError(str(file), "extends", f"no such file: {base}", f"looked for {base_file}")
         base_keys = _with_bases(base_file, (*above, file.resolve()))
         base_keys.pop("name", None)  # a sweep's results have a folder of its own name
-        merged = _merge(merged, base_keys)
-    return _merge(merged, own)
+        merged = merged_over(merged, base_keys)
+    return merged_over(merged, own)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -368,15 +281,6 @@ def _flatten_grids(source: str, raw: dict[Any, Any]) -> None:
                 _flatten_grids(f"{source}, {section}.{name}", part)
 
 
-def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with `above` on top: mappings merge, everything else replaces."""
-    merged = dict(below)
-    for name, value in above.items():
-        old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
 def _override(raw: dict[str, Any], text: str) -> None:
     """Apply one `key=value` of the command line; values are YAML, and the keys of `grid` are themselves dotted."""
     path, equals, value_text = text.partition("=")
@@ -390,31 +294,11 @@ def _override(raw: dict[str, Any], text: str) -> None:
         problem = e.problem if isinstance(e, yaml.MarkedYAMLError) and e.problem else first_line(e)
         raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {problem}") from None
     if match := _AXIS.fullmatch(path):
-        section = _section(raw, match[1].split(".")[:-1])
-        if isinstance(grid := section.get("grid") or {}, dict):
-            section["grid"] = _flat_grid("command line", grid) | dict(_flattened({match[2]: value}, ""))
+        section = section_at(raw, match[1].split(".")[:-1])
+        if isinstance(axes := section.get(match[2]) or {}, dict):
+            section[match[2]] = _flat_grid("command line", axes) | dict(flattened({match[3]: value}, ""))
             return
-    _set(raw, path, value)
-
-
-def _set(raw: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    _section(raw, parents)[last] = value
-
-
-def _section(raw: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the keys at `names`, made where there are none."""
-    for name in names:
-        if not isinstance(raw.get(name), dict):
-            raw[name] = {}
-        raw = raw[name]
-    return raw
-
-
-def _deep_copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _deep_copy(v) for k, v in value.items()}
-    return [_deep_copy(v) for v in value] if isinstance(value, (list, tuple)) else value
+    put(raw, path, value)
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -423,7 +307,7 @@ def _deep_copy(value: Any) -> Any:
 def _checked(source: str, raw: dict[str, Any], overrides: Sequence[str]) -> Sweep:
     scenarios = raw.pop("scenarios", None) or {}
     if not isinstance(scenarios, dict):
-        raise ConfigError(source, "scenarios", f"must map names to keys of a sweep, not {_shown(scenarios)}")
+        raise ConfigError(source, "scenarios", f"must map names to keys of a sweep, not {shown(scenarios)}")
     if scenarios:
         return _checked_scenarios(source, raw, scenarios, overrides)
     for text in overrides:
@@ -441,21 +325,31 @@ def _checked_scenarios(
         if not _NAME.fullmatch(str(name)):
             raise ConfigError(source, where, "cannot name a scenario: use letters, digits, . _ and -")
         if not isinstance(overlay, dict):
-            raise ConfigError(source, where, f"must hold keys of a sweep, not {_shown(overlay)}")
+            raise ConfigError(source, where, f"must hold keys of a sweep, not {shown(overlay)}")
         foreign = [key_name for key_name in _OF_THE_WHOLE if key_name in overlay]
         if foreign:
             raise ConfigError(source, f"{where}.{foreign[0]}", "belongs to the whole sweep, not to one scenario")
-        raws[str(name)] = _deep_copy(_overlaid(f"{source}, {where}", below, overlay))
+        raws[str(name)] = copied(_overlaid(f"{source}, {where}", below, overlay))
     for text in overrides:
-        path = text.partition("=")[0].removeprefix("grid.")
+        path = re.sub(r"^(grid|zip)\.", "", text.partition("=")[0])
         for raw in [raw for raw in raws.values() if _has_key(raw, path)] or raws.values():
             _override(raw, text)
     inherited = _grid_in(below)
-    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited) for name, raw in raws.items()}
+    known = list(dict.fromkeys([SCENARIO, *(name for raw in raws.values() for name in _axis_names(raw))]))
+    parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited, known) for name, raw in raws.items()}
     first = next(iter(parts.values()))
     figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
     most = max(part.repeats for part in parts.values())
-    return Sweep(source, first.name, first.description, most, figures, (), {}, parts)
+    whole = Sweep(source, first.name, first.description, most, figures, (), {}, scenarios=parts)
+    return replace(whole, order=first.order, seed=first.seed)
+
+
+def _axis_names(raw: Mapping[str, Any]) -> list[str]:
+    """Return what conditions may call the axes of a sweep that is not checked yet: keys, and their last words."""
+    groups = raw.get("zip")
+    sections = [raw.get("grid"), *(groups if isinstance(groups, list) else [groups])]
+    paths = [path for section in sections if isinstance(section, Mapping) for path, _ in flattened(section, "")]
+    return [name for path in paths for name in (path.rpartition(".")[2], path)]
 
 
 def _has_key(raw: Mapping[str, Any], path: str) -> bool:
@@ -468,24 +362,46 @@ def _has_key(raw: Mapping[str, Any], path: str) -> bool:
     return kind in workloads.WORKLOADS and name.partition(".")[0] in get_type_hints(workloads.load(kind).Config)
 
 
-def _checked_cells(source: str, raw: dict[str, Any], inherited: Collection[str] = ()) -> Sweep:
-    """Return a checked sweep without scenarios; `inherited` are the axes that come from below a scenario."""
-    grid = _pop_grid(source, raw)
-    _check_shape(source, Definition, raw, "")
-    kind = _workload_kind(source, raw)
-    axes = _axes(source, grid, kind, inherited)
-    first = _deep_copy(raw)
+def _checked_cells(
+    source: str, raw: dict[str, Any], inherited: Collection[str] = (), known: Sequence[str] = ()
+) -> Sweep:
+    """Return a checked sweep without scenarios.
+
+    `inherited` are the axes that come from below a scenario, `known` what conditions may name in any scenario.
+    """
+    names = known or _axis_names(raw)
+    grid, groups = _pop_grid(source, raw), _pop_zip(source, raw)
+    check_shape(source, Definition, raw, "")
+    kind = workload_kind(source, raw)
+    axes, together = _all_axes(source, grid, groups, kind, inherited)
+    first = copied(raw)
     for axis in axes:
-        _set(first, axis.path, axis.values[0])
-    typed = _typed(source, Definition, _resolved(source, first), "")
-    if not _NAME.fullmatch(typed["name"]):
-        raise ConfigError(source, "name", f"{typed['name']!r} cannot name a folder: use letters, digits, . _ and -")
-    if not 1 <= typed["repeats"] <= _MOST_REPEATS:
-        raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {typed['repeats']}")
-    figures = typed["figures"]
-    if figures is None:
-        figures = _figures(_checked_trial(source, first)["workload"], axes)
-    return Sweep(source, typed["name"], typed["description"], typed["repeats"], tuple(figures), axes, raw)
+        put(first, axis.path, axis.values[0])
+    told = typed(source, Definition, interpolated(source, first), "")
+    if not _NAME.fullmatch(told["name"]):
+        raise ConfigError(source, "name", f"{told['name']!r} cannot name a folder: use letters, digits, . _ and -")
+    if not 1 <= told["repeats"] <= _MOST_REPEATS:
+        raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {told['repeats']}")
+    sweep = Sweep(source, told["name"], told["description"], told["repeats"], (), axes, raw, together)
+    sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=tuple(names))
+    sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told))
+    return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
+
+
+def _seed(source: str, told: Mapping[str, Any]) -> int | None:
+    """Return the seed of a random order, a new one where none is stated."""
+    wanted = told["order"] == Order.random.name
+    if told["seed"] is not None and not wanted:
+        raise ConfigError(source, "seed", "would not be used", "set order: random")
+    return random.randrange(1 << 32) if wanted and told["seed"] is None else told["seed"]
+
+
+def _chosen_figures(sweep: Sweep, figures: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the figures that the sweep states, or those that suit its first cell."""
+    if figures is not None:
+        return tuple(figures)
+    cells = Cells(sweep)
+    return _figures(cells.config(next(cells.places()))["workload"], sweep.axes)
 
 
 def _check_figures(sweep: Sweep) -> None:
@@ -505,11 +421,11 @@ def _figures(workload: dict[str, Any], axes: Sequence[Axis]) -> tuple[str, ...]:
     found = dict.fromkeys(workloads.of_config({"workload": workload}).figures)
     for axis in [axis for axis in axes if axis.path.startswith("workload.")]:
         for value in axis.values[1:]:
-            cell = {"workload": _deep_copy(workload)}
-            _set(cell, axis.path, value)
+            cell = {"workload": copied(workload)}
+            put(cell, axis.path, value)
             with suppress(ConfigError, TypeError, ValueError):  # a bad value, which the plan tells of
                 own = {name: value for name, value in cell["workload"].items() if name != "kind"}
-                _check_shape("", config, own, "workload.")
+                check_shape("", config, own, "workload.")
                 found |= dict.fromkeys(workloads.of_config(cell).figures)
     return tuple(found)
 
@@ -521,39 +437,65 @@ def _pop_grid(source: str, raw: dict[str, Any]) -> dict[str, Any]:
     return _flat_grid(source, grid)
 
 
+def _pop_zip(source: str, raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of axes that turn together, each with its lists by key."""
+    stated = raw.pop("zip", None) or []
+    groups = [stated] if isinstance(stated, dict) else stated
+    if not isinstance(groups, list) or not all(isinstance(group, dict) and group for group in groups):
+        text = "must map configuration keys to lists that are equally long, or be a list of such mappings"
+        raise ConfigError(source, "zip", text)
+    return [_flat_grid(source, group) for group in groups]
+
+
+def _all_axes(
+    source: str, grid: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], kind: str, inherited: Collection[str]
+) -> tuple[tuple[Axis, ...], tuple[tuple[int, ...], ...]]:
+    """Return the axes of grid and zip, and which of them turn together, by place."""
+    sections = {"grid": dict(grid)} | {f"zip[{n}]" if len(groups) > 1 else "zip": g for n, g in enumerate(groups)}
+    paths = [path for section in sections.values() for path in section]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise ConfigError(source, f"zip.{twice}", "is an axis twice")
+    axes: list[Axis] = []
+    together: list[tuple[int, ...]] = []
+    for name, section in sections.items():
+        own = _axes(source, section, kind, inherited, paths, name)
+        lengths = {axis.path: len(axis.values) for axis in own}
+        if name != "grid" and len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{path} has {length}" for path, length in lengths.items())
+            raise ConfigError(source, name, f"its lists must be equally long: {listed}")
+        places = range(len(axes), len(axes) + len(own))
+        together += [(place,) for place in places] if name == "grid" else [tuple(places)]
+        axes += own
+    return tuple(axes), tuple(together)
+
+
 def _flat_grid(source: str, grid: Mapping[Any, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for path, values in _flattened(grid, ""):
+    for path, values in flattened(grid, ""):
         if path in flat:
             raise ConfigError(source, f"grid.{path}", "is there twice, dotted and nested")
         flat[path] = values
     return flat
 
 
-def _flattened(grid: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys: `{storage: {fs: [..]}}` and `{storage.fs: [..]}` mean the same."""
-    for name, value in grid.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _axes(source: str, grid: Mapping[str, Any], kind: str, inherited: Collection[str]) -> tuple[Axis, ...]:
-    lasts = [path.rsplit(".", 1)[-1] for path in grid]
+def _axes(
+    source: str, grid: Mapping[str, Any], kind: str, inherited: Collection[str], paths: Sequence[str], section: str
+) -> tuple[Axis, ...]:
+    """Return the axes that one section states; `paths` are those of all sections, for labels that tell them apart."""
+    lasts = [path.rsplit(".", 1)[-1] for path in paths]
     known = _axis_paths(kind)
     axes = []
     for path, values in grid.items():
-        where = f"grid.{path}"
+        where = f"{section}.{path}"
         if path not in known and path.rpartition(".")[0] not in _open_mappings(kind):
             hint = "to run without it, set it to null in this scenario's grid" if path in inherited else ""
-            raise ConfigError(source, where, "no such key to make an axis of", hint or _nearest(path, known))
+            raise ConfigError(source, where, "no such key to make an axis of", hint or nearest(path, known))
         if not isinstance(values, list):
             raise ConfigError(source, where, f"must be a list of values, not {values!r}")
         if not values:
             raise ConfigError(source, where, "has no values: an empty axis makes an empty sweep")
         twice = [v for i, v in enumerate(values) if v in values[:i]]
-        if twice:
+        if twice and section == "grid":
             raise ConfigError(source, where, f"lists {twice[0]!r} twice; set repeats for more trials of a cell")
         last = path.rsplit(".", 1)[-1]
         axes.append(Axis(path, path if lasts.count(last) > 1 or last == SCENARIO else last, tuple(values)))
@@ -572,222 +514,6 @@ def _open_mappings(kind: str) -> list[str]:
     return [f"workload.{name}" for name, expected in hints.items() if str(expected).startswith("dict[")]
 
 
-def _workload_kind(source: str, raw: Mapping[str, Any]) -> str:
-    section = raw.get("workload", {})
-    if "kind" not in section:
-        raise ConfigError(source, "workload.kind", "is missing", f"one of: {', '.join(workloads.WORKLOADS)}")
-    kind = str(section["kind"])
-    if kind not in workloads.WORKLOADS:
-        raise ConfigError(source, "workload.kind", f"no workload {kind!r}", _nearest(kind, workloads.WORKLOADS))
-    return kind
-
-
-def _checked_trial(source: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Return one cell's configuration with every default filled in; raise ConfigError where it makes no sense."""
-    kind = _workload_kind(source, value)
-    resolved = _resolved(source, value)
-    config = {k: v for k, v in _typed(source, Definition, resolved, "").items() if k in _SECTIONS}
-    cls = workloads.load(kind)
-    own = {k: v for k, v in resolved["workload"].items() if k != "kind"}
-    config["workload"] = {"kind": kind, **_typed(source, cls.Config, own, "workload.")}
-    for problem in workloads.of_config(config).problems():
-        raise ConfigError(source, f"workload.{problem.key}", problem.text)
-    _check_storage(source, config)
-    _check_trace(source, config["trace"])
-    _check_ceiling(source, config["ceiling"])
-    _check_limits(source, config["limits"])
-    return config
-
-
-def _resolved(source: str, value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(value), resolve=True)
-    except errors.OmegaConfBaseException as e:
-        missing = re.match("Interpolation key '(.*)' not found", first_line(e))
-        near = difflib.get_close_matches(missing[1], [path for path, _ in _flattened(value, "")], 1) if missing else ()
-        raise ConfigError(source, e.full_key, first_line(e), f"did you mean {near[0]}?" if near else "") from None
-    assert isinstance(resolved, dict)
-    return {str(k): v for k, v in resolved.items()}
-
-
-def _check_storage(source: str, config: dict[str, Any]) -> None:
-    storage = storage_of(config)
-    if storage.path and not Path(storage.path).is_absolute():
-        raise ConfigError(source, "storage.path", f"must start with /, for nodes share no folder; not {storage.path!r}")
-    _check_queue(source, storage.queue)
-    if storage.device and storage.kind is not StorageKind.device:
-        text = f"would not be used: storage.kind is {storage.kind.name}"
-        raise ConfigError(source, "storage.device", text, "set storage.kind=device to measure that device")
-    if storage.kind is StorageKind.directory:
-        if storage.mkfs_options:
-            text = "nothing is made in an existing directory: its filesystem is used as it is"
-            raise ConfigError(source, "storage.mkfs_options", text)
-        return
-    if storage.fs not in FILESYSTEMS:
-        raise ConfigError(source, "storage.fs", f"cannot make {storage.fs!r}", _nearest(storage.fs, FILESYSTEMS))
-    for name, options in (("mkfs_options", storage.mkfs_options), ("mount_options", storage.mount_options)):
-        for option in options:
-            if "/" in option or _OTHER_DEVICE.search(option):
-                text = f"{option!r} may name another device or file; a trial touches its own image only"
-                raise ConfigError(source, f"storage.{name}", text)
-            if name == "mkfs_options" and option in _NOT_MADE[storage.fs]:
-                text = f"{option!r} forces mkfs, or keeps it from making a filesystem; leave it out"
-                raise ConfigError(source, f"storage.{name}", text)
-    if storage.kind is StorageKind.device:
-        _check_device(source, storage)
-    else:
-        _check_image(source, storage, workloads.of_config(config).space_bytes())
-
-
-def _check_queue(source: str, queue: QueueLimits) -> None:
-    # the kernel makes four of fewer requests (BLKDEV_MIN_RQ)
-    for name, least in (("max_sectors_kb", 1), ("read_ahead_kb", 0), ("nr_requests", 4)):
-        if (limit := vars(queue)[name]) is not None and limit < least:
-            raise ConfigError(source, f"storage.queue.{name}", f"must be {least} or more, not {limit}")
-    if queue.scheduler is not None and not _SCHEDULER.fullmatch(queue.scheduler):
-        text = f"{queue.scheduler!r} is no scheduler; one that the node's queue lists: none, mq-deadline, kyber, bfq"
-        raise ConfigError(source, "storage.queue.scheduler", text)
-
-
-def _check_device(source: str, storage: Storage) -> None:
-    if not storage.device or not storage.device.startswith("/dev/") or ".." in storage.device.split("/"):
-        text = "must name the drive or partition to format, such as /dev/disk/by-id/nvme-..., "
-        raise ConfigError(source, "storage.device", f"{text}not {storage.device!r}")
-    if not storage.allow_format:
-        text = f"must be true for storage.kind=device: each trial makes a new {storage.fs} on {storage.device}"
-        raise ConfigError(source, "storage.allow_format", text)
-    if storage.path:
-        raise ConfigError(source, "storage.path", "would not be used: storage.device says where the filesystem is made")
-
-
-def _check_image(source: str, storage: Storage, needed: int) -> None:
-    if storage.trim:
-        text = "a trial makes a new loop image, with nothing to trim; it is for storage.kind directory and device"
-        raise ConfigError(source, "storage.trim", text)
-    if storage.backing is Backing.tmpfs and storage.path:
-        raise ConfigError(source, "storage.path", "storage.backing=tmpfs has its own place; leave storage.path out")
-    try:
-        image_bytes = parse_bytes(storage.image_size)
-    except ValueError as e:
-        raise ConfigError(source, "storage.image_size", str(e)) from None
-    if problem := too_small(image_bytes, storage.fs, needed):
-        raise ConfigError(source, "storage.image_size", problem)
-
-
-def too_small(device_bytes: int, fs: str, needed: int) -> str | None:
-    """Say why a filesystem of this size on a device cannot hold `needed` bytes of offload files, or None."""
-    least = max(SMALLEST_IMAGE_BYTES[fs], int(needed * 1.06) + _FILESYSTEM_BYTES)
-    text = f"{format_bytes(device_bytes)} are too small: {fs} and {format_bytes(needed)} of offload files"
-    return f"{text} need {format_bytes(least)}" if device_bytes < least else None
-
-
-def _check_limits(source: str, limits: Mapping[str, Any]) -> None:
-    if limits["time_limit_s"] < 1:
-        raise ConfigError(source, "limits.time_limit_s", "must be 1 or more seconds")
-    try:
-        if limits["memory"] is not None and parse_bytes(limits["memory"]) < _LEAST_MEMORY_BYTES:
-            raise ValueError(f"must be {format_bytes(_LEAST_MEMORY_BYTES)} or more: nothing starts in less")
-    except ValueError as e:
-        raise ConfigError(source, "limits.memory", str(e)) from None
-
-
-def _check_trace(source: str, trace: Mapping[str, Any]) -> None:
-    known = ("auto", *TRACERS)
-    if trace["tracer"] not in known:
-        raise ConfigError(source, "trace.tracer", f"no tracer {trace['tracer']!r}", _nearest(trace["tracer"], known))
-    if trace["sample_interval_ms"] < 10:
-        raise ConfigError(source, "trace.sample_interval_ms", "must be 10 or more: sampling itself takes time")
-    for name, least in (("buffer_size", 4096), ("spool_memory", 1)):
-        try:
-            if parse_bytes(trace[name]) < least:
-                raise ValueError(f"must be {format_bytes(least)} or more")
-        except ValueError as e:
-            raise ConfigError(source, f"trace.{name}", str(e)) from None
-
-
-def _check_ceiling(source: str, ceiling: Mapping[str, Any]) -> None:
-    for name, least in (("depth", 1), ("jobs", 1), ("seconds", 1), ("max_age_hours", 0)):
-        if ceiling[name] < least:
-            raise ConfigError(source, f"ceiling.{name}", f"must be {least} or more, not {ceiling[name]}")
-    for name in ("block_size", "file_size"):
-        try:
-            size = parse_bytes(ceiling[name])
-            if name == "block_size" and size % _DIRECT_BYTES:
-                raise ValueError(f"{format_bytes(size)} is not a multiple of {_DIRECT_BYTES} B, as direct I/O needs it")
-        except ValueError as e:
-            raise ConfigError(source, f"ceiling.{name}", str(e)) from None
-
-
-def _typed(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return `values` checked against the dataclass `cls`, defaults filled in, enums by name."""
-    _check_shape(source, cls, values, prefix)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), values)
-        assert isinstance(merged, DictConfig)
-        result = OmegaConf.to_container(merged, resolve=False, enum_to_str=True)
-    except errors.OmegaConfBaseException as e:
-        raise ConfigError(source, f"{prefix}{e.full_key or ''}", _type_problem(e)) from None
-    except (TypeError, ValueError) as e:
-        raise ConfigError(source, prefix.rstrip(".") or None, first_line(e)) from None
-    assert isinstance(result, dict)
-    return {str(k): v for k, v in result.items()}
-
-
-def _check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> None:
-    """Refuse unknown keys with the nearest known one, and values where a section or a list belongs."""
-    hints = get_type_hints(cls)
-    for name, value in values.items():
-        where = f"{prefix}{name}"
-        if name not in hints:
-            raise ConfigError(source, where, "unknown key", _nearest(str(name), list(hints), prefix))
-        expected = hints[name]
-        if value == "???":
-            raise ConfigError(source, where, "has no value yet: ??? stands where one must be given")
-        if is_dataclass(expected):
-            if not isinstance(value, Mapping):
-                raise ConfigError(source, where, f"must hold keys, not {_shown(value)}", f"its keys: {_keys(expected)}")
-            _check_shape(source, expected, value, f"{where}.")  # type: ignore[arg-type]
-        elif get_origin(expected) is dict:
-            if not isinstance(value, Mapping):
-                raise ConfigError(source, where, f"must hold keys, not {_shown(value)}")
-        elif value is None:
-            if type(None) not in get_args(expected):
-                raise ConfigError(source, where, "must not be null")
-        elif (entries := _entries(expected)) is not None:
-            _check_list(source, where, value, entries)
-        elif not _fits(value, expected):
-            raise ConfigError(source, where, f"must be {_type_name(expected)}, not {_shown(value)}")
-
-
-def _entries(expected: Any) -> Any:
-    """Return the type of a list's entries, whether or not it may be null; None for what is no list."""
-    return next((get_args(k)[0] for k in (expected, *get_args(expected)) if get_origin(k) is list), None)
-
-
-def _check_list(source: str, where: str, value: Any, expected: Any) -> None:
-    if isinstance(value, str) and "${" in value:
-        return
-    if isinstance(value, Mapping):
-        raise ConfigError(source, where, f"must be a list, not {_shown(value)}")
-    if not isinstance(value, list):
-        words = value.split() if isinstance(value, str) else [value]
-        listed = ", ".join(f'"{w}"' if set(str(w)) & set("{}[],:#") else str(w) for w in words)
-        raise ConfigError(source, where, f"must be a list, such as [{listed}], not {_shown(value)}")
-    for item in value:
-        if item is None or not _fits(item, expected):
-            raise ConfigError(source, where, f"holds {_shown(item)}; each entry must be {_type_name(expected)}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    """Say whether a value of YAML may stand for the type; OmegaConf looks closer, but takes yes for 1 and 1 for yes."""
-    if isinstance(value, (Mapping, list)):
-        return False
-    if isinstance(value, float) and expected == int | str:
-        return False
-    kinds = get_args(expected) or (expected,)
-    return (bool in kinds) if isinstance(value, bool) else (isinstance(value, str) or bool not in kinds)
-
-
 def as_yaml(sweep: Sweep) -> str:
     """Return the sweep as a file that runs it again: overrides and bases applied, every default written out."""
     value: dict[str, Any] = {"name": sweep.name, "description": sweep.description}
@@ -795,7 +521,7 @@ def as_yaml(sweep: Sweep) -> str:
         value["scenarios"] = {name: _cells_of(part) for name, part in sweep.scenarios.items()}
     else:
         value |= _cells_of(sweep)
-    value["figures"] = list(sweep.figures)
+    value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text
 
@@ -804,70 +530,16 @@ def _cells_of(sweep: Sweep) -> dict[str, Any]:
     """Return the keys that make a sweep's cells, every default written out."""
     value: dict[str, Any] = {}
     base = dict(sweep.base)
-    first = _deep_copy(base)
+    first = copied(base)
     for axis in sweep.axes:
-        _set(first, axis.path, axis.values[0])
-    kind = _workload_kind(sweep.source, first)
+        put(first, axis.path, axis.values[0])
+    kind = workload_kind(sweep.source, first)
     own = {k: v for k, v in base["workload"].items() if k != "kind"}
-    value["workload"] = {"kind": kind, **_typed(sweep.source, workloads.load(kind).Config, own, "workload.")}
-    sections = _typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
-    value |= {name: sections[name] for name in _SECTIONS}
-    value["grid"] = {axis.path: list(axis.values) for axis in sweep.axes}
-    value["repeats"] = sweep.repeats
+    value["workload"] = {"kind": kind, **typed(sweep.source, workloads.load(kind).Config, own, "workload.")}
+    sections = typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
+    value |= {name: sections[name] for name in SECTIONS}
+    groups = [{sweep.axes[place].path: list(sweep.axes[place].values) for place in one} for one in sweep.together]
+    value["grid"] = {path: values for group in groups if len(group) == 1 for path, values in group.items()}
+    value["zip"] = [group for group in groups if len(group) > 1]
+    value |= {"exclude": list(sweep.exclude), "only": list(sweep.only), "repeats": sweep.repeats}
     return value
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def documented(cls: type, prefix: str = "") -> list[tuple[str, str]]:
-    """Return every key of a section, dotted, with type, default and meaning in one text."""
-    hints, rows = get_type_hints(cls), []
-    for f in fields(cls):
-        expected = hints[f.name]
-        if is_dataclass(expected):
-            rows += documented(expected, f"{prefix}{f.name}.")  # type: ignore[arg-type]
-            continue
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        shown = default.name if isinstance(default, Enum) else "null" if default is None else default
-        rows.append((f"{prefix}{f.name}", f"{_type_name(expected)}, default {shown!s}: {f.metadata['help']}"))
-    return rows
-
-
-def _keys(cls: Any) -> str:
-    return ", ".join(f.name for f in fields(cls))
-
-
-def _nearest(name: str, known: Any, prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
-    near = near or [k for k in known if k.endswith(f".{name}")]
-    listed = ", ".join(str(k) for k in known)
-    return (f"did you mean {prefix}{near[0]}? " if near else "") + f"valid: {listed}"
-
-
-def _type_name(expected: Any) -> str:
-    if isinstance(expected, type) and issubclass(expected, Enum):
-        return "one of " + ", ".join(m.name for m in expected)
-    names: dict[Any, str] = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
-    names |= {int | str: "a size such as 64MiB", int | None: "a whole number or null", str | None: "text or null"}
-    names |= {bool | None: "true, false or null"}
-    return names.get(expected) or str(expected).replace("typing.", "")
-
-
-def _shown(value: Any) -> str:
-    """Return a value as YAML has it, in one line."""
-    return json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
-
-
-def _type_problem(error: errors.OmegaConfBaseException) -> str:
-    text = first_line(error)
-    for kind, words in (("Integer", "a whole number"), ("Boolean", "true or false"), ("Float", "a number")):
-        if match := re.fullmatch(rf"Value '(.*)' of type '\w+' could not be converted to {kind}", text):
-            return f"must be {words}, not {match[1]!r}"
-    if match := re.fullmatch(r"Value '(.*)' is not a valid bool .*", text):
-        return f"must be true or false, not {match[1]!r}"
-    if match := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
-        return f"must be one of {match[2]}, not {match[1]!r}"
-    if text.startswith("Incompatible value 'None'"):
-        return "must not be null"
-    return text

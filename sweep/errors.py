@@ -10,6 +10,7 @@ class UserError(Exception):
 
     UserError
     ├── ConfigError      a sweep file or an override is wrong
+    ├── ExpressionError  a condition on axes cannot be read
     ├── PlacementError   no node can run a trial of the sweep
     └── ClusterError     the Ray cluster cannot be reached
     """
@@ -22,6 +23,10 @@ class ConfigError(UserError):
         """Say that `key` in the file `where` has `problem`, and what to do."""
         place = f"{where}: {key}" if key else where
         super().__init__(f"{place}: {problem}" + (f"\n  {help_text}" if help_text else ""))
+
+
+class ExpressionError(UserError):
+    """A condition on the axes of a cell that cannot be read, or names no axis."""
 
 
 class PlacementError(UserError):

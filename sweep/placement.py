@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweep.config import too_small
+from sweep.checks import too_small
 from sweep.errors import PlacementError
 from sweep.plan import Trial
 from tasks import workloads

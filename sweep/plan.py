@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 import analysis
 import tasks
-from sweep.config import SCENARIO, Sweep
+from sweep.cells import Cells
+from sweep.definition import SCENARIO, Order, Sweep
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -38,7 +39,10 @@ class Trial:
 
 
 class Grid:
-    """The plan of a grid: all trials at once, repeats spread over time so that a drift touches every cell alike."""
+    """The plan of a grid: all trials at once.
+
+    By default repeats are spread over time, so that a drift touches every cell alike.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         """Expand `sweep`; raises ConfigError where a cell makes no sense."""
@@ -51,30 +55,55 @@ class Grid:
         return () if asked else self.trials
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """One cell: its values by label, their part of an id, its configuration, and how often it is to be run."""
+
+    values: Mapping[str, Any]
+    words: tuple[str, ...]
+    config: Mapping[str, Any]
+    repeats: int
+
+    def trial(self, repeat: int) -> Trial:
+        """Return one of its repeats."""
+        identity = identity_of(self.words, repeat)
+        return Trial(identity, slug_of(identity), self.values, repeat, self.config)
+
+
 def _expanded(sweep: Sweep) -> Iterator[Trial]:
     cells = list(_cells(sweep, {}))
     for name, scenario in sweep.scenarios.items():
         cells += _cells(scenario, {SCENARIO: name})
-    for repeat in range(1, sweep.repeats + 1):
-        for cell, config, repeats in cells:
-            if repeat <= repeats:
-                yield _trial(cell, repeat, config)
+    turns = [(repeat, place) for repeat in range(1, sweep.repeats + 1) for place in range(len(cells))]
+    if sweep.order is Order.listed:
+        turns.sort(key=lambda turn: turn[1])
+    elif sweep.order is Order.random:
+        random.Random(sweep.seed).shuffle(turns)
+    yield from (cells[place].trial(repeat) for repeat, place in turns if repeat <= cells[place].repeats)
 
 
-def _cells(sweep: Sweep, named: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
-    """Yield values by label, configuration and repeats of every cell that is the sweep's own."""
+def _cells(sweep: Sweep, named: Mapping[str, Any]) -> Iterator[_Cell]:
+    """Yield the cells that are the sweep's own."""
     if sweep.scenarios:
         return
-    for values in itertools.product(*(axis.values for axis in sweep.axes)):
-        by_path = dict(zip((axis.path for axis in sweep.axes), values, strict=True))
-        by_label = dict(zip((axis.label for axis in sweep.axes), values, strict=True))
-        yield {**named, **by_label}, sweep.resolve(by_path), sweep.repeats
+    cells = Cells(sweep, named)
+    first = [word(label, value) for label, value in named.items()]
+    words = [[word(axis.label, value) for value in axis.values] for axis in sweep.axes]
+    for places in cells.places():
+        turns = list(enumerate(places))
+        values = {sweep.axes[axis].label: sweep.axes[axis].values[place] for axis, place in turns}
+        own = (*first, *(words[axis][place] for axis, place in turns))
+        yield _Cell({**named, **values}, own, cells.config(places), sweep.repeats)
 
 
-def _trial(cell: dict[str, Any], repeat: int, config: dict[str, Any]) -> Trial:
-    parts = [f"{label}={_text(value)}" for label, value in cell.items()]
-    identity = ",".join([*parts, f"rep={repeat}"])
-    return Trial(identity, slug_of(identity), cell, repeat, config)
+def word(label: str, value: Any) -> str:
+    """Return what stands for one value in a trial's id."""
+    return f"{label}={_text(value)}"
+
+
+def identity_of(words: Sequence[str], repeat: int) -> str:
+    """Return the id of one repeat of the cell that `words` tell."""
+    return ",".join([*words, f"rep={repeat}"])
 
 
 def slug_of(identity: str) -> str:

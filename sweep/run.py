@@ -18,7 +18,8 @@ from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
 from sweep import __version__, cluster, interrupt, progress, session
-from sweep.config import Sweep, as_yaml
+from sweep.config import as_yaml
+from sweep.definition import Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.placement import Node, place_all
 from sweep.plan import Grid

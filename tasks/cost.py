@@ -35,12 +35,17 @@ _EVENTS = 2
 
 @dataclass(frozen=True)
 class Traced:
-    """One run under a tracer: what fio measured, what was recorded and missed, processor time of the tracer's own."""
+    """One run under a tracer: what fio measured, what was recorded and missed, processor time of the tracer's own.
+
+    `missed` is by the tracer's own count or the device's, whichever is more: a completion that is lost may be a fault
+    and a request too few. `decode_cpu_s` was spent after the run.
+    """
 
     result: Result
     requests: int
     missed: int
     cpu_s: float
+    decode_cpu_s: float
 
 
 def beside(
@@ -88,16 +93,27 @@ def under_tracer(
 ) -> Traced:
     """Run `load` under a tracer of its own, whose files lie in `corner` and are removed again."""
     tracer = tracers.make(trace, found.devices, corner, environment)
-    own, children = _cpu_s(resource.RUSAGE_SELF), _cpu_s(resource.RUSAGE_CHILDREN)
+    own = processor_s()
     with tracer.recording():
+        counted = found.devices.settle()
         before, begin_ns = _cpu_s(resource.RUSAGE_CHILDREN), time.monotonic_ns()
         result = fio.run(load, file, seconds)
-        fio_s, end_ns = _cpu_s(resource.RUSAGE_CHILDREN) - before, time.monotonic_ns()
+        fio_s = _cpu_s(resource.RUSAGE_CHILDREN) - before
+        done, end_ns = found.devices.settle().requests_since(counted), time.monotonic_ns()
     # Of children that have ended: fio within the recording, and a tracer that is a process after it.
-    cpu_s = _cpu_s(resource.RUSAGE_SELF) - own + _cpu_s(resource.RUSAGE_CHILDREN) - children - fio_s
+    cpu_s = processor_s() - own - fio_s
     capture = tracer.write(Window(begin_ns, end_ns), corner.folder / "requests.parquet")
+    decode_s = processor_s() - own - fio_s - cpu_s
     shutil.rmtree(corner.folder)
-    return Traced(result, capture.requests or 0, sum(capture.faults.values()), cpu_s)
+    missed = sum(capture.faults.values())
+    if capture.counts is not None:
+        missed = max(missed, abs(done[load.op] - capture.counts[load.op]))
+    return Traced(result, capture.requests or 0, missed, cpu_s, decode_s)
+
+
+def processor_s() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    return _cpu_s(resource.RUSAGE_SELF) + _cpu_s(resource.RUSAGE_CHILDREN)
 
 
 def _cpu_s(whose: int) -> float:

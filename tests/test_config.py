@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep import config
-from sweep.config import Axis, Definition, Sweep, load
+from sweep.config import load
+from sweep.definition import Axis, Definition, Sweep
 from sweep.errors import ConfigError
-from sweep.plan import Grid, _trial, slug_of
+from sweep.plan import Grid, identity_of, slug_of, word
+from sweep.values import documented
 from tasks.workloads import tensor_io
 
 MINIMAL = {"workload": {"kind": "tensor_io", "sizes": ["1MiB"]}}
@@ -266,21 +269,26 @@ def key_of(value: Any) -> str:
 def test_ids_and_slugs_are_unique_safe_and_always_the_same(names: list[str], data: st.DataObject) -> None:
     cell = st.fixed_dictionaries(dict.fromkeys(names, values))
     cells = data.draw(st.lists(cell, min_size=1, max_size=20, unique_by=key_of))
-    trials = [_trial(dict(sorted(c.items())), repeat, {}) for c in cells for repeat in (1, 11)]
-    assert len({t.id for t in trials}) == len({t.slug for t in trials}) == len(trials)
-    for trial in trials:
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", trial.slug)
-        assert not set(trial.id) & set("\n\r\0")
-        assert slug_of(trial.id) == trial.slug
+    ids = [identity(dict(sorted(c.items())), repeat) for c in cells for repeat in (1, 11)]
+    slugs = [slug_of(one) for one in ids]
+    assert len(set(ids)) == len(set(slugs)) == len(ids)
+    for one, slug in zip(ids, slugs, strict=True):
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", slug)
+        assert not set(one) & set("\n\r\0")
+        assert slug_of(one) == slug
+
+
+def identity(cell: Mapping[str, Any], repeat: int) -> str:
+    return identity_of([word(label, value) for label, value in cell.items()], repeat)
 
 
 def test_names_as_people_read_them() -> None:
-    trial = _trial(
-        {"fs": "xfs", "size": "64 MiB", "path": "/mnt/nvme0", "depth": 32, "fsync": True, "limit": None}, 2, {}
-    )
-    assert trial.id == "fs=xfs,size=64 MiB,path=/mnt/nvme0,depth=32,fsync=true,limit=null,rep=2"
-    assert re.fullmatch(r"fs-xfs_size-64-MiB_path-mnt-nvme0_depth-32_fsync-true_limit-null_rep-2-[0-9a-f]+", trial.slug)
-    assert _trial({"depth": 1}, 1, {}).id != _trial({"depth": "1"}, 1, {}).id
+    cell = {"fs": "xfs", "size": "64 MiB", "path": "/mnt/nvme0", "depth": 32, "fsync": True, "limit": None}
+    found = identity(cell, 2)
+    assert found == "fs=xfs,size=64 MiB,path=/mnt/nvme0,depth=32,fsync=true,limit=null,rep=2"
+    slug = r"fs-xfs_size-64-MiB_path-mnt-nvme0_depth-32_fsync-true_limit-null_rep-2-[0-9a-f]+"
+    assert re.fullmatch(slug, slug_of(found))
+    assert identity({"depth": 1}, 1) != identity({"depth": "1"}, 1)
 
 
 # --- writing it out --------------------------------------------------------------------------------------------------
@@ -505,7 +513,7 @@ def test_figures_suit_all_cells(file: Any) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    rows = {**dict(config.documented(Definition)), **dict(config.documented(tensor_io.Config, "workload."))}
+    rows = {**dict(documented(Definition)), **dict(documented(tensor_io.Config, "workload."))}
     sections = {"storage", "trace", "ceiling", "limits"}
     tops = {f.name for f in fields(Definition)} - sections
     assert tops <= set(rows)

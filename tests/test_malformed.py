@@ -145,7 +145,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         SMALL + "grid: {workload.queue_depth: [1, 8]}\nfigures: ['metric:duration_s@queue_dept']\n",
         ["no axis 'queue_dept'", "did you mean workload.queue_depth?"],
     ),
-    "unknown figure": (SMALL + "figures: [fig22]\n", ["figures: no figure 'fig22'", "did you mean fig2?"]),
+    "unknown figure": (SMALL + "figures: [fig22]\n", ["figures: no figure is called 'fig22'", "did you mean fig2?"]),
     "unknown api": (workload("apis: [posics]"), ["workload.apis: 'posics' is not one of", "did you mean posix?"]),
     "gds for the CPU": (
         workload("apis: [gds], tensor_devices: [cpu]"),

@@ -193,8 +193,8 @@ def inserts(events: list[Event], cuts: list[int]) -> dict[int, int]:
     pairing, found = Pairing(), {}
     for begin, end in pairwise([0, *sorted(cuts), len(events)]):
         done = pairing.add(rows(events[begin:end]))
-        for issues in (done.issue, pairing.open):
-            found |= {int(e["t_ns"]): int(e["insert_ns"]) for e in issues}
+        found |= {int(e["t_ns"]): int(e["insert_ns"]) for e in done.issue}
+    found |= {int(e["t_ns"]): int(e["insert_ns"]) for e in pairing.open}
     return {issue: insert for issue, insert in found.items() if insert != UNSEEN}
 
 
@@ -247,6 +247,11 @@ def obvious_inserts(events: list[Event]) -> dict[int, int]:
         elif e.kind in (MERGE, ISSUE) and (begun := waiting.pop(e.sector, None)) is not None and e.kind == ISSUE:
             found[n] = begun
     return found
+
+
+def test_an_insert_of_what_was_taken_back_later_is_nobodys() -> None:
+    events = [Event(1, INSERT, 8, 8), Event(2, ISSUE, 8, 8), Event(3, REQUEUE, 8, 8)]
+    assert inserts(events, [2]) == inserts(events, []) == {}
 
 
 @given(

@@ -10,7 +10,6 @@ A new figure is one such file and one line in FIGURES. One that draws what its n
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from analysis import measures
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, nearest
 
 if TYPE_CHECKING:
     from analysis.figures.panel import Panel
@@ -32,6 +31,8 @@ FIGURES = {
     "fig6": "analysis.figures.fig6",
     "bandwidth": "analysis.figures.bandwidth",
     "sizes": "analysis.figures.sizes",
+    "latency": "analysis.figures.latency",
+    "depth": "analysis.figures.depth",
     "flamegraph": "analysis.figures.flamegraph",
     "pressure": "analysis.figures.pressure",
     "roles": "analysis.figures.roles",
@@ -81,9 +82,7 @@ def check(name: str, axes: Collection[str] | None = None) -> None:
     """
     base, colon, asked = name.partition(":")
     if base not in FIGURES:
-        near = difflib.get_close_matches(base, FIGURES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise AnalysisError(f"no figure {name!r}; {hint}valid: {', '.join(FIGURES)}")
+        raise AnalysisError(f"no figure is called {name!r}; {nearest(base, FIGURES)}")
     if not colon:
         return
     if base not in ASKED:

@@ -61,11 +61,11 @@ def chart(run: Run) -> alt.TopLevelMixin:
     dashed = alt.Chart(points).transform_filter("datum.kind == 'ceiling'").encode(y=y)
     layers = alt.layer(
         rules.rule(dashed).encode(color=alt.value(theme.FAINT_INK)),
-        *rules.labels(dashed, _PANEL_WIDTH - 5, -7, alt.value(theme.FAINT_INK)),
         mean.mark_rule(strokeWidth=1.5, opacity=0.8).encode(y=_bandwidth("low", scale), y2="high:Q"),
         mean.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash),
         one.mark_point(size=18, opacity=0.7, filled=False, strokeWidth=1).encode(y=y, shape=shape),
         mean.mark_point(size=34, filled=True, opacity=1).encode(y=y, shape=shape, tooltip=_tooltip()),
+        *rules.labels(dashed, _PANEL_WIDTH - 5, -7, alt.value(theme.FAINT_INK)),
     ).properties(width=_PANEL_WIDTH, height=_PANEL_HEIGHT)
     faceted = layers.facet(
         row=alt.Row(
@@ -96,9 +96,10 @@ def bandwidth_per_repeat(run: Run) -> pl.DataFrame:
         pl.col("attr.api").replace(_APIS).alias("api"),
         _device(valid).alias("device"),
         _size(valid).alias("size"),
+        _loops(valid).alias("loops"),
     )
     return named.group_by(*_KEYS, "slug", "repeat", maintain_order=True).agg(
-        pl.len().alias("loops"), (pl.col("bytes").sum() / pl.col("duration_s").sum() / GIB).alias("gib_s")
+        pl.col("loops").sum(), (pl.col("bytes").sum() / pl.col("duration_s").sum() / GIB).alias("gib_s")
     )
 
 
@@ -164,6 +165,13 @@ def _size(frame: pl.DataFrame) -> pl.Expr:
     if "attr.size_bytes" not in frame.columns:
         return pl.col("bytes")
     return pl.coalesce(pl.col("attr.size_bytes").cast(pl.Int64, strict=False), "bytes")
+
+
+def _loops(frame: pl.DataFrame) -> pl.Expr:
+    """Return how many loops a phase stands for: one, unless it tells."""
+    if "attr.loops" not in frame.columns:
+        return pl.lit(1, pl.Int64)
+    return pl.col("attr.loops").cast(pl.Int64, strict=False).fill_null(1)
 
 
 def _row_axes(tensors: pl.DataFrame) -> list[str]:

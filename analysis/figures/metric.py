@@ -349,7 +349,8 @@ def _described(
         )
         shown += "; small: each repeat."
     ends = [end for point in points if point["low"] is not None for end in (point["low"], point["high"])]
-    beyond = [number_text(end) for end in (min(ends, default=0.0), max(ends, default=0.0)) if not _within(end, domain)]
+    outermost = (min(ends), max(ends)) if ends else ()
+    beyond = [number_text(end) for end in outermost if not _within(end, domain)]
     cut = f"Bars that the axis cuts reach {' and '.join(beyond)}." if beyond else ""
     return [line for line in (shown, cut, left_out(run, trials)) if line]
 

@@ -49,6 +49,8 @@ def over_time(line: Timeline, labelled: bool) -> alt.LayerChart:
 
 def why_none(trial: Trial) -> str:
     """Return why the trial has no samples of a GPU, in words."""
+    if trial.section("import"):
+        return "No readings of a GPU are among the imported files"
     node = trial.section("node")
     name, gpus = node.get("hostname") or "unknown", node.get("gpus")
     if gpus == []:

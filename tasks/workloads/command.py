@@ -36,7 +36,7 @@ class Workload:
     """Runs one program. It may report phases to the path in OFFLOAD_SWEEP_PHASES (`tasks/jobs/phase_log.py`)."""
 
     Config: ClassVar[type] = Config
-    figures: ClassVar[Sequence[str]] = ("timeline", "sizes")
+    figures: ClassVar[Sequence[str]] = ("timeline", "sizes", "latency", "depth", "roofline")
     says_done: ClassVar[bool] = False
 
     def __init__(self, config: _Config) -> None:

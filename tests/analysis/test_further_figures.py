@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from analysis import draw_run, load_run, metrics
 from analysis.drawing import figure_names
-from analysis.figures import draw, figure, metric, overview, roofline, sectors, theme, tokens
+from analysis.figures import draw, figure, metric, overview, profiled, roofline, sectors, theme, tokens
 from analysis.figures.cells import repeats_text
 from analysis.figures.table import table
 from analysis.intervals import interval
@@ -228,6 +226,15 @@ def test_single_repeats_say_that_there_is_no_interval(tmp_path: Path) -> None:
     assert '"base": 2' not in words(panel.chart)  # 3 is no power of two
 
 
+def test_no_interval_leaves_an_axis_that_does_not_begin_at_zero(tmp_path: Path) -> None:
+    run = load_run(make_engine_run(tmp_path, {f"n={n}": [Shape(**SMALL)] for n in (1, 2)}, []))
+    for trial, value in zip(run.published, (0.01, 4.0), strict=True):
+        change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
+    (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
+    assert axes(panel.chart, "y")["Tokens per second (tokens/s)"][0] > 0
+    assert "axis cuts" not in words(panel.chart)
+
+
 def test_an_interval_that_leaves_the_axis_is_told(tmp_path: Path) -> None:
     run = load_run(make_engine_run(tmp_path, {f"n={n}": [Shape(**SMALL), Shape(**SMALL)] for n in (1, 2)}, []))
     for trial, value in zip(run.published, (10.0, 90.0, 50.0, 51.0), strict=True):
@@ -301,9 +308,7 @@ def test_a_run_with_an_axis_of_numbers_gets_a_measure_without_asking(made: Run, 
 def with_profile(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> None:
     """Let runs have these rows as their profile."""
     frame = pl.DataFrame(rows, infer_schema_length=None)
-    module = ModuleType("analysis.profile")
-    module.read_profile = lambda run: frame  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "analysis.profile", module)
+    monkeypatch.setattr(profiled, "read_profile", lambda run: frame)
 
 
 def profiled_row(slug: str, phase: str, op: str, share: float, busy: float, **changes: Any) -> dict[str, Any]:

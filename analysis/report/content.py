@@ -1,0 +1,255 @@
+"""What a report tells of a run, before it is HTML or Markdown: both say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from analysis import ceiling, provenance, stacks
+from analysis.errors import AnalysisError
+from analysis.logs import tails
+from analysis.report import judged, measured, nodes
+from analysis.report.table import Cell, Column, Link, Row, Table, amount, number, text
+from analysis.report.words import command, flat, moment, seconds, told
+from analysis.run import STATES, TRIPLE, Run, Trial
+from analysis.units import UNKNOWN, duration_text
+
+if TYPE_CHECKING:
+    from analysis.figures import Drawn
+
+MISSING = "missing"
+_TRIALS = (
+    "Expected: what the workload should move. Traced: what the tracer saw complete. Counted: the device's own "
+    "counters over the same window. = traced equals counted, ≠ they differ, ? they cannot be compared. Lost: "
+    "events that the tracer lost. Unmatched: issues without a completion, or the other way round."
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the head; `code` where it is typed rather than read."""
+
+    label: str
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class TrialPart:
+    """A trial's own section: sentences, figures, settings, and how to run it by hand and again."""
+
+    trial: Trial
+    glance: str
+    notes: tuple[str, ...]
+    trouble: str | None
+    facts: tuple[tuple[str, str], ...]
+    stacks: str | None
+    command: str | None
+    again: str | None
+    logs: tuple[tuple[str, str], ...]
+    figures: tuple[Drawn, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All of a report."""
+
+    run: Run
+    facts: tuple[Fact, ...]
+    tally: Mapping[str, int]
+    findings: Table
+    advice: Table
+    figures: tuple[Drawn, ...]
+    trials: Table
+    measured: tuple[Table, ...]
+    nodes: tuple[Table, ...]
+    parts: tuple[TrialPart, ...]
+    sweep_yaml: str | None
+    reproduce: str | None
+    redraw: str
+
+    @property
+    def bad(self) -> list[TrialPart]:
+        """The trials that are not valid."""
+        return [one for one in self.parts if one.trial.state != "valid"]
+
+
+def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
+    """Gather what the report of a run tells; `drawn` are its figures."""
+    rows = measured.summary_rows(run)
+    parts = tuple(_part(run, trial, drawn, rows[trial.slug]) for trial in run.published)
+    reproduce = run.record.get("reproduce")
+    return Content(
+        run=run,
+        facts=_facts(run),
+        tally=_tally(run),
+        findings=judged.findings_table(run),
+        advice=judged.advice_table(run),
+        figures=tuple(one for one in drawn if one.trial is None),
+        trials=_trials(run, parts).known,
+        measured=tuple(measured.tables(run)),
+        nodes=tuple(nodes.tables(run)),
+        parts=parts,
+        sweep_yaml=_sweep_yaml(run),
+        reproduce=command(reproduce) if reproduce else None,
+        redraw=command(["python", "-m", "analysis", str(run.path)]),
+    )
+
+
+def _facts(run: Run) -> tuple[Fact, ...]:
+    record = run.record
+    argv, git = record.get("argv"), record.get("git")
+    dirty = " with uncommitted changes" if isinstance(git, Mapping) and git.get("dirty") else ""
+    commit = f"commit {told(git.get('commit'))[:12]}{dirty}" if isinstance(git, Mapping) else "not in git"
+    versions = record.get("versions") or {}
+    took = duration_text(seconds(record.get("started"), record.get("ended"))) if record.get("ended") else "not ended"
+    imported = record.get("import")
+    left = imported.get("left") if isinstance(imported, Mapping) else None
+    unused = [f"{told(one.get('file'))} ({told(one.get('reason'))})" for one in left or () if isinstance(one, Mapping)]
+    return (
+        Fact("Command", command(argv) if argv else UNKNOWN, True),
+        Fact("In folder", told(record.get("cwd")), True),
+        Fact("By", f"{told(record.get('user'))} on {told(record.get('host'))}"),
+        Fact("Started", moment(record.get("started"))),
+        Fact("Took", took),
+        Fact("State", told(record.get("state"))),
+        Fact("Code", commit),
+        Fact("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
+        *([Fact("Files not used", "; ".join(unused))] if unused else []),
+    )
+
+
+def _tally(run: Run) -> dict[str, int]:
+    states = [trial.state for trial in run.published]
+    return {state: states.count(state) for state in STATES} | {MISSING: len(run.missing)}
+
+
+def _trials(run: Run, parts: Sequence[TrialPart]) -> Table:
+    kinds = [
+        Column(label, group, numeric=bool(label))
+        for group in ("Read", "Written")
+        for label in ("expected", "traced", "counted", "")
+    ]
+    head = (Column("Trial", wide=True), Column("Verdict"), Column("Figures", wide=True), Column("Took", numeric=True))
+    columns = (*head, *kinds, Column("Lost", numeric=True), Column("Unmatched", numeric=True), Column("Device"))
+    rows = [_row(one) for one in parts]
+    for entry in run.missing:
+        blank = (Cell(""),) * (len(columns) - 2)
+        missing = Cell(MISSING, kind="verdict", hint="planned, no result")
+        rows.append(Row((Cell(told(entry.get("id"))), missing, *blank), f"missing {told(entry.get('slug'))}"))
+    return Table("trials", "Trials", _TRIALS if rows else "No trial has finished.", columns, tuple(rows))
+
+
+def _row(part: TrialPart) -> Row:
+    trial = part.trial
+    tracer = trial.section("tracer")
+    attempt = f" (attempt {trial.attempt})" if trial.attempt > 1 else ""
+    took = seconds(trial.record.get("started"), trial.record.get("ended"))
+    counts = [number(value, told(value)) for value in (tracer.get("lost"), tracer.get("unmatched"))]
+    figures = tuple(Link(one.figure + (" (not drawn)" if one.reason else ""), figure=one.name) for one in part.figures)
+    cells = (
+        Cell(trial.id + attempt, links=(Link(trial.id + attempt, trial=trial.slug),), hint=part.stacks or ""),
+        Cell(trial.state, kind="verdict", hint="; ".join(trial.reasons)),
+        Cell(", ".join(link.text for link in figures), links=figures),
+        number(took, duration_text(took)),
+        *(cell for operation in ("read", "write") for cell in _triple(trial, operation)),
+        *counts,
+        _place(trial),
+    )
+    return Row(cells, trial.slug)
+
+
+def _triple(trial: Trial, operation: str) -> list[Cell]:
+    """Return the expected, traced and counted bytes of an operation, and whether the last two agree."""
+    counts = {kind: trial.byte_count(kind, operation) for kind in TRIPLE}
+    traced, counted = counts["traced"], counts["counted"]
+    if traced is None or counted is None:
+        sign = Cell("?", hint="traced and counted cannot be compared", kind="unknown")
+    elif traced == counted:
+        sign = Cell("=", hint="traced equals counted", kind="agree")
+    else:
+        sign = Cell("≠", hint=f"traced is {traced - counted:+,} bytes against counted", kind="differ")
+    return [*map(amount, counts.values()), sign]
+
+
+def _part(run: Run, trial: Trial, drawn: Sequence[Drawn], rows: Sequence[Mapping[str, Any]]) -> TrialPart:
+    mine = [one for one in drawn if one.trial == trial.slug]
+    held = {name for one in mine for name in one.holds}
+    argv, trouble = trial.record.get("command"), trial.record.get("trouble")
+    notes = [*ceiling.described(trial, rows[1:]), *ceiling.cost_described(trial)]
+    return TrialPart(
+        trial=trial,
+        glance=_glance(trial),
+        notes=(*notes, *([f"Note: {trouble}."] if trouble else [])),
+        trouble=str(trouble) if trouble else None,
+        facts=_trial_facts(trial),
+        stacks=_stacks(trial),
+        command=command(argv) if argv else None,
+        again=_again(run, trial),
+        logs=() if trial.state == "valid" else tuple(tails(trial.path)),
+        figures=tuple(one for one in mine if one.figure not in held),
+    )
+
+
+def _glance(trial: Trial) -> str:
+    """Return in a few words what a trial did."""
+    took = duration_text(seconds(trial.record.get("started"), trial.record.get("ended")))
+    moved = {op: trial.byte_count("traced", op) for op in ("read", "write")}
+    kind = "traced" if None not in moved.values() else "counted"
+    read, write = (amount(trial.byte_count(kind, op)).text for op in ("read", "write"))
+    if (read, write) == (UNKNOWN, UNKNOWN):
+        return "" if took == UNKNOWN else took
+    return f"{took}, {read} read, {write} written"
+
+
+def _trial_facts(trial: Trial) -> tuple[tuple[str, str], ...]:
+    tracer = trial.section("tracer")
+    name = " ".join(str(tracer[key]) for key in ("name", "version") if tracer.get(key)) or UNKNOWN
+    storage = [(f"storage.{key}", words) for key, words in flat(trial.section("storage"))]
+    metrics = [(f"metrics.{key}", words) for key, words in flat(trial.section("metrics"))]
+    return (("tracer", name), *storage, *provenance.health_facts(trial), *metrics)
+
+
+def _stacks(trial: Trial) -> str | None:
+    """Return what recording stacks means for a trial that was asked for them."""
+    if not stacks.recorded(trial):
+        return None
+    done = trial.section("stacks").get("state") == "recorded"
+    return f"with stacks{'' if done else ' (none recorded)'}: bandwidth and latency are disturbed"
+
+
+def _place(trial: Trial) -> Cell:
+    """Return node and device of a trial."""
+    host, device = told(trial.section("node").get("hostname")), _device(trial)
+    return text(UNKNOWN if host == device == UNKNOWN else f"{host}: {device}")
+
+
+def _device(trial: Trial) -> str:
+    device = trial.section("device")
+    if not device.get("name"):
+        return UNKNOWN
+    drive = device.get("drive")
+    beneath = f" on {drive}" if drive and drive != device["name"] else ""
+    return f"{device['name']}{beneath}{' (RAM-backed)' if device.get('ram_backed') else ''}"
+
+
+def _again(run: Run, trial: Trial) -> str | None:
+    """Return shell lines that run this trial alone again: its resolved configuration as a sweep of one cell."""
+    config = trial.section("config")
+    if not config:
+        return None
+    one = yaml.safe_dump({"name": f"{run.sweep}-again", **config}, sort_keys=False, width=1000)
+    return f"cat > again.yaml <<'END_OF_SWEEP'\n{one}END_OF_SWEEP\npython -m sweep again.yaml"
+
+
+def _sweep_yaml(run: Run) -> str | None:
+    path = run.path / "sweep.yaml"
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AnalysisError(f"{path}: cannot be read ({error.strerror})") from None

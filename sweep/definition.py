@@ -1,0 +1,89 @@
+"""What a sweep is: the keys of its file, and what they become once they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from tasks.spec import Ceiling, Limits, Storage, Trace, key
+
+#: Sections of a trial's configuration beside its workload.
+SECTIONS = ("storage", "trace", "ceiling", "limits")
+
+#: Word of a trial's id that names its scenario.
+SCENARIO = "scenario"
+
+
+class Order(Enum):
+    """In which order trials run."""
+
+    interleaved = "interleaved"
+    listed = "listed"
+    random = "random"
+
+
+@dataclass
+class Definition:
+    """Keys of a sweep file. `workload` holds `kind` and the keys of that workload."""
+
+    name: str = key("", "name of the sweep and of its results folder; default: the file's name")
+    description: str = key("", "one sentence for the report")
+    workload: dict[str, Any] = key(dict, "kind: which job a trial executes; the other keys are that job's own")
+    storage: Storage = key(Storage, "the filesystem under test")
+    trace: Trace = key(Trace, "how requests are recorded")
+    ceiling: Ceiling = key(Ceiling, "what fio reaches on the same storage")
+    limits: Limits = key(Limits, "when a trial is stopped")
+    grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
+    zip: Any = key(
+        None, "axes that turn together: a mapping like grid's whose lists are equally long, or a list of such mappings"
+    )
+    exclude: list[str] = key(
+        list, "conditions on axes, such as `fs == btrfs and batch_size > 16`: those cells are left out"
+    )
+    only: list[str] = key(list, "conditions on axes: cells that meet none of them are left out")
+    order: Order = key(
+        Order.interleaved, "of the trials; interleaved: repeats spread over time; listed: cell by cell; random: by seed"
+    )
+    seed: int | None = key(None, "of order=random; null: a new one, which the run records")
+    scenarios: dict[str, Any] = key(
+        dict, "by name, keys laid over the sweep, for cells of its own: another workload, limits, grid, repeats"
+    )
+    repeats: int = key(1, "trials of each cell")
+    figures: list[str] | None = key(None, "figures to draw; default: what suits the workload")
+    scale: str | None = key(None, "name of the entry of scales to lay over this sweep: scale=small")
+    scales: dict[str, Any] = key(dict, "by name, keys to change together, such as those that fit a small machine")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: the configuration key it sets, a short label for ids, and its values."""
+
+    path: str
+    label: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked definition. `source` names the file in messages; `base` is its YAML before the grid is applied.
+
+    `together` lists the axes that turn as one, by place; `exclude` and `only` are conditions, on the names `known`.
+    One with scenarios has no cells of its own: they are those of the sweep that each scenario makes of it.
+    """
+
+    source: str
+    name: str
+    description: str
+    repeats: int
+    figures: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    base: Mapping[str, Any]
+    together: tuple[tuple[int, ...], ...] = ()
+    exclude: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    order: Order = Order.interleaved
+    seed: int | None = None
+    scenarios: Mapping[str, Sweep] = field(default_factory=dict)
