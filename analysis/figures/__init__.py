@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from analysis import measures
-from analysis.errors import AnalysisError, nearest
+from analysis.errors import AnalysisError, CannotDraw, nearest
 
 if TYPE_CHECKING:
     from analysis.figures.panel import Panel
@@ -116,23 +116,31 @@ def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] =
         for panel in one.charts(run):
             if name in names or (name, panel.trial) not in held:
                 drawn.append(_save(one.NAME, panel, out_dir))
-                held |= {(part, panel.trial) for part in panel.holds if panel.reason is None}
+                held |= {(part, panel.trial) for part in drawn[-1].holds if drawn[-1].reason is None}
     return drawn
 
 
 def _save(name: str, panel: Panel, out_dir: Path) -> Drawn:
-    from analysis import vega
+    """Write a chart in all formats; one that cannot be converted becomes the picture that says why."""
+    from analysis.figures.panel import ruled_out
     from analysis.files import write_bytes
 
-    spec = vega.plain(panel.chart.to_dict())
-    svg = vega.svg(spec)
-    contents = {
-        "html": vega.page(spec, panel.title).encode(),
-        "svg": svg.encode(),
-        "pdf": vega.pdf(svg),
-        "png": vega.png(svg),
-    }
+    try:
+        spec, svg, contents = _converted(panel)
+    except CannotDraw as error:
+        panel = ruled_out(panel.name, panel.title, str(error), panel.trial)
+        spec, svg, contents = _converted(panel)
     files = {kind: out_dir / f"{panel.name}.{kind}" for kind in FORMATS}
     for kind, path in files.items():
         write_bytes(path, contents[kind])
     return Drawn(name, panel.name, panel.title, panel.trial, panel.reason, spec, svg, files, panel.holds)
+
+
+def _converted(panel: Panel) -> tuple[dict[str, Any], str, dict[str, bytes]]:
+    """Return a chart's specification, its SVG, and its content in each format."""
+    from analysis import vega
+
+    spec = vega.plain(panel.chart.to_dict())
+    svg = vega.svg(spec)
+    page = vega.page(spec, panel.title).encode()
+    return spec, svg, {"html": page, "svg": svg.encode(), "pdf": vega.pdf(svg), "png": vega.png(svg)}
