@@ -46,7 +46,7 @@ def version(spec: dict[str, Any]) -> str:
 
 @contextmanager
 def _converting() -> Iterator[None]:
-    """Turn what the converter cannot do into CannotDraw; a panic of its Rust is a BaseException without a public name."""
+    """Turn what the converter cannot do into CannotDraw; its panics are no Exception and have no public name."""
     try:
         yield
     except BaseException as error:

@@ -5,7 +5,7 @@
   holds nothing the figure is about gets one panel that says so.
 
 A new figure is one such file and one line in FIGURES. One that draws what its name asks for (`metric:MEASURE@AXIS`) has
-`asked(text)` too, which returns such a figure.
+`asked(text)` too, which returns such a figure; its `check(run)` raises AnalysisError where the run lacks it altogether.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class Figure(Protocol):
     def charts(self, run: Run) -> Iterator[Panel]: ...
 
 
+class Asked(Figure, Protocol):
+    def check(self, run: Run) -> None: ...
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A chart that was drawn: its files by format, its Vega-Lite specification and SVG, and `reason` where the
@@ -82,7 +86,7 @@ def check(name: str, axes: Collection[str] | None = None) -> None:
     """
     base, colon, asked = name.partition(":")
     if base not in FIGURES:
-        raise AnalysisError(f"no figure is called {name!r}; {nearest(base, FIGURES)}")
+        raise AnalysisError(f"no figure is called {name!r}; {nearest(base, FIGURES, len(FIGURES))}")
     if not colon:
         return
     if base not in ASKED:
@@ -101,6 +105,20 @@ def figure(name: str) -> Figure:
     base, _, asked = name.partition(":")
     module = importlib.import_module(FIGURES[base])
     return cast(Figure, module.asked(asked) if asked else module)
+
+
+def by_hand(run: Run, name: str) -> Figure:
+    """Return the figure that someone asks for of this run; AnalysisError where what is asked for is not in the run.
+
+    A sweep's own list is not checked so: there the picture says why it is not drawn.
+    """
+    one = figure(name)
+    if ":" in name:
+        try:
+            cast(Asked, one).check(run)
+        except AnalysisError as error:
+            raise AnalysisError(f"{name}: {error}") from None
+    return one
 
 
 def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] = ()) -> list[Drawn]:

@@ -53,6 +53,13 @@ class Asked:
         """The title of its chart."""
         return f"{self.measure.title} by {self.measure.axis}"
 
+    def check(self, run: Run) -> None:
+        """Raise AnalysisError where the run has no such axis, phase or measure at all, valid or not."""
+        axis_of(self.measure.axis, _axes(run))
+        frame, column = _source(run, self.measure)
+        if column not in frame.columns:
+            raise AnalysisError(f"no trial of this run has {self.measure.measured}")
+
     def charts(self, run: Run) -> Iterator[Panel]:
         """Yield the one panel of the run."""
         name = f"{NAME}-" + re.sub(r"[^A-Za-z0-9._]+", "-", f"{self.measure.measured}-by-{self.measure.axis}")
@@ -93,7 +100,7 @@ def numeric_axes(trials: Sequence[Trial]) -> list[str]:
 
 def chart(run: Run, measure: Measure) -> alt.TopLevelMixin:
     """Return the figure; raise CannotDraw where no valid trial has the measure, or too many axes are left."""
-    axis = axis_of(measure.axis, list(dict.fromkeys(name for trial in run.published for name in trial.cell)))
+    axis = axis_of(measure.axis, _axes(run))
     values, unit = _values(run, measure)
     asked = [trial for trial in run.published if axis in trial.cell]
     own = [trial for trial in asked if trial.slug in values]
@@ -108,6 +115,10 @@ def chart(run: Run, measure: Measure) -> alt.TopLevelMixin:
     return theme.finished(
         drawn, f"{measure.title} by {axis}", _described(run, asked, points, _domain([*rows, *points]))
     )
+
+
+def _axes(run: Run) -> list[str]:
+    return list(dict.fromkeys(name for trial in run.published for name in trial.cell))
 
 
 @dataclass(frozen=True)

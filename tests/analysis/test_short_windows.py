@@ -88,5 +88,5 @@ def test_a_converters_value_error_is_ours(monkeypatch: pytest.MonkeyPatch) -> No
         raise ValueError("no such font\nat line 1")
 
     monkeypatch.setattr(vega.vl_convert, "svg_to_pdf", refuse)
-    with pytest.raises(AnalysisError, match="the picture cannot be made: no such font$"):
+    with pytest.raises(AnalysisError, match=r"the picture cannot be made: no such font$"):
         vega.pdf("<svg/>")
