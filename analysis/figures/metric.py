@@ -113,7 +113,7 @@ def chart(run: Run, measure: Measure) -> alt.TopLevelMixin:
     title = measure.title + (f" ({unit_text})" if unit_text else "")
     drawn = _drawn([*rows, *points], own, axis, layout, title)
     return theme.finished(
-        drawn, f"{measure.title} by {axis}", _described(run, asked, points, _domain([*rows, *points]))
+        drawn, f"{measure.title} by {axis}", _described(run, asked, points, _domain([*rows, *points]), unit_text)
     )
 
 
@@ -348,7 +348,7 @@ def _tooltip(axis: str, layout: _Layout, title: str) -> list[alt.Tooltip]:
 
 
 def _described(
-    run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any]], domain: tuple[float, float]
+    run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any]], domain: tuple[float, float], unit: str
 ) -> list[str]:
     counts = [point["n"] for point in points]
     if max(counts) == 1:
@@ -362,7 +362,10 @@ def _described(
     ends = [end for point in points if point["low"] is not None for end in (point["low"], point["high"])]
     outermost = (min(ends), max(ends)) if ends else ()
     beyond = [number_text(end) for end in outermost if not _within(end, domain)]
-    cut = f"Bars that the axis cuts reach {' and '.join(beyond)}." if beyond else ""
+    cut = f"Bars that the axis cuts reach {' and '.join(beyond)}{unit and f' {unit}'}." if beyond else ""
+    below = ends and min(ends) < 0 <= min(point["value"] for point in points)
+    if beyond and below:
+        cut += " One that reaches below 0 is of too few repeats to say much."
     return [line for line in (shown, cut, left_out(run, trials)) if line]
 
 

@@ -240,7 +240,7 @@ def test_an_interval_that_leaves_the_axis_is_told(tmp_path: Path) -> None:
     for trial, value in zip(run.published, (10.0, 90.0, 50.0, 51.0), strict=True):
         change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
     (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
-    assert "Bars that the axis cuts reach -458 and 558." in texts(panel.chart)
+    assert "Bars that the axis cuts reach -458 and 558 tokens/s. One that reaches below 0" in texts(panel.chart)
     assert axes(panel.chart, "y")["Tokens per second (tokens/s)"] == [0, pytest.approx(1.05 * 1.5 * 90)]
 
 
