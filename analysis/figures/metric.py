@@ -235,7 +235,8 @@ def _drawn(
         apart = alt.Scale(paddingOuter=1)
         base = base.encode(xOffset=alt.XOffset("colour:N", sort=_names(trials, layout.colour), scale=apart))
     mean, one = (base.transform_filter(f"datum.kind == '{kind}'") for kind in ("mean", "repeat"))
-    y = alt.Y("value:Q", title=title, scale=_y_scale(rows))
+    log = ", log scale" if _domain(rows)[0] > 0 else ""
+    y = alt.Y("value:Q", title=title + log, scale=_y_scale(rows))
     dash, shape = _dash(trials, layout)
     layers = [
         mean.transform_filter("datum.low != null").mark_rule(strokeWidth=1.6).encode(y=alt.Y("from:Q"), y2="to:Q")
