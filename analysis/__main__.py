@@ -10,16 +10,19 @@ from analysis.errors import AnalysisError
 from analysis.figures import FIGURES
 
 _USAGE_ERROR = 2
+_ALL = "all"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw and print the paths; return the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.more and options.figures is None:
+        parser.error(f"unrecognized arguments: {' '.join(options.more)}; one RUN at a time")
     try:
         from analysis.drawing import draw_run
 
-        names = [name.strip() for name in options.figures.split(",") if name.strip()] if options.figures else None
-        paths = draw_run(options.run, names)
+        paths = draw_run(options.run, None if options.figures is None else _names([options.figures, *options.more]))
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USAGE_ERROR
@@ -32,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if paths["report"]:
         print("\n".join([*_judged(options.run), paths["report"]]))
     return 0
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """Return the figures that were asked for, in one list with commas or in several words."""
+    names = [name.strip() for one in given for name in one.split(",") if name.strip()]
+    if not names:
+        raise AnalysisError(f"--figures names no figure; write one or more of {', '.join(FIGURES)}, or all")
+    return list(dict.fromkeys(figure for name in names for figure in (FIGURES if name == _ALL else [name])))
 
 
 def _judged(run: str) -> list[str]:
@@ -60,8 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         "see docs/figures.md)",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a sweep's folder (its latest run is taken)")
+    parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)  # the words after the first of --figures
     parser.add_argument(
-        "--figures", metavar="A,B", help=f"draw just these and leave the report as it is ({', '.join(FIGURES)})"
+        "--figures",
+        metavar="A,B",
+        help=f"draw just these and leave the report as it is ({', '.join(FIGURES)}, or all)",
     )
     return parser
 

@@ -9,7 +9,7 @@ from typing import cast
 import altair as alt
 
 from analysis.errors import AnalysisError
-from analysis.figures import figure, theme
+from analysis.figures import by_hand, figure, theme
 from analysis.figures.panel import Panel
 from analysis.run import Run, Trial
 
@@ -20,7 +20,7 @@ def chart(run: Run, name: str, trial: str | Trial | None = None) -> alt.TopLevel
     Without a trial, the charts of all trials stand one under the other. AnalysisError where the figure is unknown, or
     is not one for each trial, or has none of this one. What the data rules out is a chart that says why.
     """
-    found = figure(name)
+    found = by_hand(run, name)
     slug = None if trial is None else run.trial(trial).slug
     panels = [panel for panel in found.charts(run) if slug in (None, panel.trial)]
     if not panels:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import stacks
-from analysis.figures import ALWAYS, WITH_TABLE, Drawn, draw, figure
+from analysis.figures import ALWAYS, WITH_TABLE, Drawn, by_hand, draw, figure
 from analysis.figures.metric import numeric_axes
 from analysis.report import write_report
 from analysis.run import Run, load_run
@@ -33,7 +33,8 @@ def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[
     run = load_run(run_dir)
     names, besides = figure_names(run) if figures is None else (list(figures), [])
     for name in [*names, *besides]:
-        figure(name)  # an unknown one is refused before anything is drawn
+        # an unknown one is refused before anything is drawn
+        figure(name) if figures is None else by_hand(run, name)
     drawn: list[Drawn] = draw(run, names, run.path / "figures", besides)
     report = write_report(run, drawn) if figures is None else None
     return {

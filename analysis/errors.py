@@ -16,11 +16,11 @@ class CannotDraw(AnalysisError):
     """A figure that this data rules out; the message is the reason, as the report shows it."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the hint that ends a message about an unknown name: the nearest valid one, or all there are."""
+def nearest(name: str, valid: Iterable[str], most: int = _MOST_NAMES) -> str:
+    """Return the hint that ends a message about an unknown name: the nearest valid one, or `most` of all there are."""
     names = list(dict.fromkeys(valid))
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]}?"
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return f"there are {', '.join(names[:_MOST_NAMES])}{more}" if names else "there are none"
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"there are {', '.join(names[:most])}{more}" if names else "there are none"

@@ -96,6 +96,10 @@ def parse(text: str) -> Measure:
     if dot and op in OPERATIONS:
         _check(name, PROFILE, f"{op}.")
         return Measure(name, axis, op, phase.strip() if slash else WHOLE)
+    if dot and name in PROFILE:
+        near = difflib.get_close_matches(op, OPERATIONS, 1, 0.5)
+        hint = f"did you mean {phase}{slash}{near[0]}.{name}? " if near else ""
+        raise AnalysisError(f"no operation {op!r}; {hint}operations: {', '.join(OPERATIONS)}")
     if slash:
         raise AnalysisError(f"{measured!r} names a phase but no operation; write {phase}/read.{rest}, write. or all.")
     if not rest.startswith(OWN) or rest in OWN:

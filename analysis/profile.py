@@ -132,7 +132,7 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
         whole = found[place][ALL]
         for op in ROWS:
             own = found[place][op]
-            row = {"phase": span.name, "name": span.phase, "process": span.process, "op": op}
+            row: dict[str, Any] = {"phase": span.name, "name": span.phase, "process": span.process, "op": op}
             row |= {"phases": span.phases, "duration_s": seconds, **own}
             moved, requests = own.get("bytes"), own.get("requests")
             row["bandwidth_gib_s"] = None if moved is None or not seconds else moved / GIB / seconds

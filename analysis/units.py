@@ -80,5 +80,5 @@ def number_text(value: float) -> str:
         return f"{value:.{min(2 - math.floor(math.log10(abs(value))), 6)}f}"
     if value == int(value) and abs(value) < 1000:
         return f"{value:.0f}"
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:,.{digits}f}"

@@ -6,9 +6,13 @@ import functools
 import html
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import vl_convert
+
+from analysis.errors import CannotDraw
 
 #: No chart of ours loads anything.
 _NOWHERE: list[str] = []
@@ -40,19 +44,34 @@ def version(spec: dict[str, Any]) -> str:
     return wanted if wanted in known else known[-1]
 
 
+@contextmanager
+def _converting() -> Iterator[None]:
+    """Turn what the converter cannot do into CannotDraw; its panics are no Exception and have no public name."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+            raise
+        told = str(error).strip() or type(error).__name__
+        raise CannotDraw(f"the picture cannot be made: {told.splitlines()[0]}") from None
+
+
 def svg(spec: dict[str, Any]) -> str:
-    """Return the chart as SVG."""
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=version(spec), allowed_base_urls=_NOWHERE))
+    """Return the chart as SVG; CannotDraw where it cannot be made, as in `png` and `pdf`."""
+    with _converting():
+        return str(vl_convert.vegalite_to_svg(spec, vl_version=version(spec), allowed_base_urls=_NOWHERE))
 
 
 def png(svg_text: str) -> bytes:
     """Return an SVG as PNG at twice its size in pixels."""
-    return bytes(vl_convert.svg_to_png(svg_text, scale=PNG_SCALE))
+    with _converting():
+        return bytes(vl_convert.svg_to_png(svg_text, scale=PNG_SCALE))
 
 
 def pdf(svg_text: str) -> bytes:
     """Return an SVG as PDF."""
-    return bytes(vl_convert.svg_to_pdf(svg_text))
+    with _converting():
+        return bytes(vl_convert.svg_to_pdf(svg_text))
 
 
 @functools.cache

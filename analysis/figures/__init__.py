@@ -5,7 +5,7 @@
   holds nothing the figure is about gets one panel that says so.
 
 A new figure is one such file and one line in FIGURES. One that draws what its name asks for (`metric:MEASURE@AXIS`) has
-`asked(text)` too, which returns such a figure.
+`asked(text)` too, which returns such a figure; its `check(run)` raises AnalysisError where the run lacks it altogether.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from analysis import measures
-from analysis.errors import AnalysisError, nearest
+from analysis.errors import AnalysisError, CannotDraw, nearest
 
 if TYPE_CHECKING:
     from analysis.figures.panel import Panel
@@ -58,6 +58,10 @@ class Figure(Protocol):
     def charts(self, run: Run) -> Iterator[Panel]: ...
 
 
+class Asked(Figure, Protocol):
+    def check(self, run: Run) -> None: ...
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A chart that was drawn: its files by format, its Vega-Lite specification and SVG, and `reason` where the
@@ -82,7 +86,7 @@ def check(name: str, axes: Collection[str] | None = None) -> None:
     """
     base, colon, asked = name.partition(":")
     if base not in FIGURES:
-        raise AnalysisError(f"no figure is called {name!r}; {nearest(base, FIGURES)}")
+        raise AnalysisError(f"no figure is called {name!r}; {nearest(base, FIGURES, len(FIGURES))}")
     if not colon:
         return
     if base not in ASKED:
@@ -103,6 +107,20 @@ def figure(name: str) -> Figure:
     return cast(Figure, module.asked(asked) if asked else module)
 
 
+def by_hand(run: Run, name: str) -> Figure:
+    """Return the figure that someone asks for of this run; AnalysisError where what is asked for is not in the run.
+
+    A sweep's own list is not checked so: there the picture says why it is not drawn.
+    """
+    one = figure(name)
+    if ":" in name:
+        try:
+            cast(Asked, one).check(run)
+        except AnalysisError as error:
+            raise AnalysisError(f"{name}: {error}") from None
+    return one
+
+
 def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] = ()) -> list[Drawn]:
     """Draw the named figures of `run` into `out_dir`, each chart as HTML, SVG, PDF and PNG.
 
@@ -116,23 +134,31 @@ def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] =
         for panel in one.charts(run):
             if name in names or (name, panel.trial) not in held:
                 drawn.append(_save(one.NAME, panel, out_dir))
-                held |= {(part, panel.trial) for part in panel.holds if panel.reason is None}
+                held |= {(part, panel.trial) for part in drawn[-1].holds if drawn[-1].reason is None}
     return drawn
 
 
 def _save(name: str, panel: Panel, out_dir: Path) -> Drawn:
-    from analysis import vega
+    """Write a chart in all formats; one that cannot be converted becomes the picture that says why."""
+    from analysis.figures.panel import ruled_out
     from analysis.files import write_bytes
 
-    spec = vega.plain(panel.chart.to_dict())
-    svg = vega.svg(spec)
-    contents = {
-        "html": vega.page(spec, panel.title).encode(),
-        "svg": svg.encode(),
-        "pdf": vega.pdf(svg),
-        "png": vega.png(svg),
-    }
+    try:
+        spec, svg, contents = _converted(panel)
+    except CannotDraw as error:
+        panel = ruled_out(panel.name, panel.title, str(error), panel.trial)
+        spec, svg, contents = _converted(panel)
     files = {kind: out_dir / f"{panel.name}.{kind}" for kind in FORMATS}
     for kind, path in files.items():
         write_bytes(path, contents[kind])
     return Drawn(name, panel.name, panel.title, panel.trial, panel.reason, spec, svg, files, panel.holds)
+
+
+def _converted(panel: Panel) -> tuple[dict[str, Any], str, dict[str, bytes]]:
+    """Return a chart's specification, its SVG, and its content in each format."""
+    from analysis import vega
+
+    spec = vega.plain(panel.chart.to_dict())
+    svg = vega.svg(spec)
+    page = vega.page(spec, panel.title).encode()
+    return spec, svg, {"html": page, "svg": svg.encode(), "pdf": vega.pdf(svg), "png": vega.png(svg)}

@@ -120,9 +120,9 @@ def _lines(
 
 
 def _values(line: Timeline, operations: Sequence[str], factor: int) -> list[dict[str, float]]:
-    """Return one row per bin, and one where the last bin ends, which is where its step does."""
+    """Return one row per bin, and one where the last bin ends, or the axis before it: there its step ends."""
     wide = line.moved.pivot(on="op", index="begin_s", values="gib_s")
     wide = wide.select("begin_s", (pl.col(*operations) * factor).round(4))
-    # what stands beyond the axis would widen the picture, though it is not seen
-    closing = wide.tail(1).with_columns((pl.col("begin_s") + line.bin_ns / NS_PER_S).clip(upper_bound=line.seconds))
+    end = (pl.col("begin_s") + line.bin_ns / NS_PER_S).clip(upper_bound=line.seconds)
+    closing = wide.tail(1).with_columns(end.alias("begin_s"))
     return pl.concat([wide, closing]).with_columns(pl.col("begin_s").round(6)).to_dicts()

@@ -16,4 +16,6 @@ TITLE = "Model offloading with DeepSpeed"
 def charts(run: Run) -> Iterator[Panel]:
     """Yield one panel per trial, after one that compares the cells of the run."""
     trials = [trial for trial in run.published if is_deepspeed_model(trial)]
-    return offload.models(run, NAME, TITLE, trials, "DeepSpeed with weights on the drive (deepspeed_model)")
+    return offload.models(
+        run, NAME, TITLE, trials, "DeepSpeed with weights on the drive (workload.kind: deepspeed_model)"
+    )

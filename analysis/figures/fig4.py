@@ -16,4 +16,10 @@ TITLE = "Model offloading with FlexGen"
 def charts(run: Run) -> Iterator[Panel]:
     """Yield one panel per trial, after one that compares the cells of the run."""
     trials = [trial for trial in run.published if has_weights_on_disk(trial)]
-    return offload.models(run, NAME, TITLE, trials, "FlexGen with weights on the drive (flexgen, percent)")
+    return offload.models(
+        run,
+        NAME,
+        TITLE,
+        trials,
+        "FlexGen with weights on the drive (workload.kind: flexgen; workload.percent leaves it a share)",
+    )

@@ -14,7 +14,7 @@ from analysis.workload import has_cache_on_disk
 
 NAME = "fig5"
 TITLE = "KV cache offloading with FlexGen"
-ABOUT = "FlexGen with its KV cache on the drive (flexgen, percent)"
+ABOUT = "FlexGen with its KV cache on the drive (workload.kind: flexgen; workload.percent leaves it a share)"
 
 
 def charts(run: Run) -> Iterator[Panel]:

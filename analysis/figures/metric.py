@@ -53,6 +53,13 @@ class Asked:
         """The title of its chart."""
         return f"{self.measure.title} by {self.measure.axis}"
 
+    def check(self, run: Run) -> None:
+        """Raise AnalysisError where the run has no such axis, phase or measure at all, valid or not."""
+        axis_of(self.measure.axis, _axes(run))
+        frame, column = _source(run, self.measure)
+        if column not in frame.columns:
+            raise AnalysisError(f"no trial of this run has {self.measure.measured}")
+
     def charts(self, run: Run) -> Iterator[Panel]:
         """Yield the one panel of the run."""
         name = f"{NAME}-" + re.sub(r"[^A-Za-z0-9._]+", "-", f"{self.measure.measured}-by-{self.measure.axis}")
@@ -93,7 +100,7 @@ def numeric_axes(trials: Sequence[Trial]) -> list[str]:
 
 def chart(run: Run, measure: Measure) -> alt.TopLevelMixin:
     """Return the figure; raise CannotDraw where no valid trial has the measure, or too many axes are left."""
-    axis = axis_of(measure.axis, list(dict.fromkeys(name for trial in run.published for name in trial.cell)))
+    axis = axis_of(measure.axis, _axes(run))
     values, unit = _values(run, measure)
     asked = [trial for trial in run.published if axis in trial.cell]
     own = [trial for trial in asked if trial.slug in values]
@@ -106,8 +113,12 @@ def chart(run: Run, measure: Measure) -> alt.TopLevelMixin:
     title = measure.title + (f" ({unit_text})" if unit_text else "")
     drawn = _drawn([*rows, *points], own, axis, layout, title)
     return theme.finished(
-        drawn, f"{measure.title} by {axis}", _described(run, asked, points, _domain([*rows, *points]))
+        drawn, f"{measure.title} by {axis}", _described(run, asked, points, _domain([*rows, *points]), unit_text)
     )
+
+
+def _axes(run: Run) -> list[str]:
+    return list(dict.fromkeys(name for trial in run.published for name in trial.cell))
 
 
 @dataclass(frozen=True)
@@ -224,7 +235,8 @@ def _drawn(
         apart = alt.Scale(paddingOuter=1)
         base = base.encode(xOffset=alt.XOffset("colour:N", sort=_names(trials, layout.colour), scale=apart))
     mean, one = (base.transform_filter(f"datum.kind == '{kind}'") for kind in ("mean", "repeat"))
-    y = alt.Y("value:Q", title=title, scale=_y_scale(rows))
+    log = ", log scale" if _domain(rows)[0] > 0 else ""
+    y = alt.Y("value:Q", title=title + log, scale=_y_scale(rows))
     dash, shape = _dash(trials, layout)
     layers = [
         mean.transform_filter("datum.low != null").mark_rule(strokeWidth=1.6).encode(y=alt.Y("from:Q"), y2="to:Q")
@@ -337,7 +349,7 @@ def _tooltip(axis: str, layout: _Layout, title: str) -> list[alt.Tooltip]:
 
 
 def _described(
-    run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any]], domain: tuple[float, float]
+    run: Run, trials: Sequence[Trial], points: Sequence[dict[str, Any]], domain: tuple[float, float], unit: str
 ) -> list[str]:
     counts = [point["n"] for point in points]
     if max(counts) == 1:
@@ -351,7 +363,10 @@ def _described(
     ends = [end for point in points if point["low"] is not None for end in (point["low"], point["high"])]
     outermost = (min(ends), max(ends)) if ends else ()
     beyond = [number_text(end) for end in outermost if not _within(end, domain)]
-    cut = f"Bars that the axis cuts reach {' and '.join(beyond)}." if beyond else ""
+    cut = f"Bars that the axis cuts reach {' and '.join(beyond)}{unit and f' {unit}'}." if beyond else ""
+    below = ends and min(ends) < 0 <= min(point["value"] for point in points)
+    if beyond and below:
+        cut += " One that reaches below 0 is of too few repeats to say much."
     return [line for line in (shown, cut, left_out(run, trials)) if line]
 
 

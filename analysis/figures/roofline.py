@@ -217,13 +217,11 @@ def _described(run: Run, points: pl.DataFrame, ceilings: Sequence[Ceiling]) -> l
     how = " or ".join(dict.fromkeys(ceiling.how() for ceiling in ceilings))
     lines = [
         f"Marks: phases of a cell, mean of {repeats_text(counts)}{dots}. Ceiling: fio on the same storage, {how}.",
-        "On the grey diagonal a drive is as fast as under fio whenever it is busy. A mark on it, left of the corner, "
-        "waits for the job; a mark below it has requests too small or too few at a time.",
+        "On the grey diagonal a drive is as fast as under fio whenever it is busy; left of the corner it waits for the "
+        "job, below the diagonal requests are too small or too few.",
     ]
     if (points["of_ceiling"] > points["busy"]).any():
         lines.append(
-            "Above the diagonal or 100 %: a job is not bound to fio's settings, and may have larger requests or more "
-            "at a time; blocks may be quicker than fio's, the drive may answer from its own cache, ceilings vary."
+            "Above the diagonal or 100 %: a job is not bound to fio's settings, such as request size and depth."
         )
-    small = f"An operation with less than {_LEAST_SHARE:.0%} of a phase's bytes is left out.".replace("%", " %")
-    return [line for line in (*lines, small, left_out(run, run.published)) if line]
+    return [line for line in (*lines, left_out(run, run.published)) if line]

@@ -14,7 +14,7 @@ from analysis.errors import CannotDraw
 from analysis.figures import theme
 from analysis.figures.panel import Panel, Tried, per_trial
 from analysis.run import Run, Trial
-from analysis.units import KIB, bytes_text, count_text
+from analysis.units import KIB, bytes_text, count_text, share_text
 
 NAME = "sizes"
 TITLE = "Request sizes by operation"
@@ -171,6 +171,8 @@ def _range(bucket: Sequence[int]) -> str:
 def _percent(share: float) -> str:
     if share < 0.1:
         return "<0.1"
+    if 99 < share < 100:  # beside other rows it is not all
+        return share_text(share / 100).removesuffix(" %")
     return f"{share:.1f}" if share < 9.95 else f"{share:.0f}"
 
 

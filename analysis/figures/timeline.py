@@ -70,7 +70,7 @@ def timelines(trials: Sequence[Trial]) -> Tried[Timeline]:
     shared = comparable(Tried([trial for trial in trials if trial.state == "valid"], lengths.of).all())
 
     def timeline(trial: Trial) -> Timeline:
-        # a window shorter than a bin still has one
+        # an axis narrower than the one bin on it would be as wide as the chart, and the bin many times wider
         seconds = max(lengths.of(trial), shared, width) / NS_PER_S
         return Timeline(trial, *extents.of(trial), width, _or_reason(moved, trial), seconds, top, ceilings)
 

@@ -30,7 +30,7 @@ _HEAD = (
     "Cell",
     "n",
     "prefill",
-    "read in it",
+    "read in prefill",
     "written",
     "steps",
     "step p50",
@@ -178,9 +178,9 @@ def _described(run: Run, own: Sequence[Trial], told: pl.DataFrame, width: int) -
         if min(_decode(told)["slug"].value_counts()["count"]) < 100
         else ""
     )
+    shown = "one repeat (n = 1)" if max(counts) == 1 else f"mean of {repeats_text(counts)}"
     lines = [
-        "A decode step makes one token of every sequence in the batch. "
-        f"Lines: mean{bins} of {repeats_text(counts)}{band}.",
+        f"A decode step makes one token of every sequence in the batch. Lines: {shown}{bins}{band}.",
         "A request belongs to the step in which it was issued; the page cache may write what a step stored in a later "
         f"one. Percentiles are of all steps of a cell (nearest rank){few}.",
     ]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.__main__ import main
+from analysis import AnalysisError, load_run
+from analysis.__main__ import _names, main
+from analysis.figures import FIGURES, draw
 from tests.analysis.made_run import MIB, make_run
 
 
@@ -55,3 +57,50 @@ def test_an_unknown_figure_is_refused_before_drawing(tmp_path: Path, capsys: pyt
     assert said == "error: no figure is called 'fig7'; did you mean fig6?\n"
     assert said.count("\n") == 1
     assert not (run / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("metric:tokens_per_s@batch", "no axis 'batch'"),
+        ("metric:decod/read.iops@fs", "no trial of this run has a phase 'decod' with read"),
+        ("metric:metric.foo@fs", "no trial of this run has metric.foo"),
+        ("", "--figures names no figure; write one or more of fig2,"),
+        (" , ", "--figures names no figure"),
+        ("zzzz", "roofline"),
+    ],
+)
+def test_what_the_run_does_not_have_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, said: str
+) -> None:
+    run = make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False)
+    assert main([str(run), "--figures", asked]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not (run / "figures").exists()
+    assert not (run / "report.html").exists()
+
+
+def test_in_a_sweeps_own_list_it_is_a_picture_that_says_so(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False))
+    (drawn,) = draw(run, ["metric:tokens_per_s@batch"], run.path / "figures")
+    assert drawn.reason is not None
+    assert "no axis 'batch'" in drawn.reason
+    with pytest.raises(AnalysisError, match="no axis 'batch'"):
+        run.figure("metric:tokens_per_s@batch")
+
+
+@pytest.mark.parametrize("words", [["--figures", "fig2", "sizes"], ["--figures", "fig2,", "sizes"]])
+def test_figures_are_named_with_commas_or_spaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    run = make_run(tmp_path, sizes=(MIB,), repeats=1, broken=False)
+    assert main([str(run), *words]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2
+
+
+def test_all_are_all() -> None:
+    assert _names(["all", "fig2"]) == list(FIGURES)
+    with pytest.raises(SystemExit):
+        main(["one", "two"])

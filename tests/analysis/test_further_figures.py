@@ -20,6 +20,7 @@ from analysis.intervals import interval
 from analysis.run import Run
 from analysis.steps import steps
 from analysis.summary import read_summary
+from analysis.units import number_text
 from tests.analysis.made_engines import KV_ON_DISK, WEIGHTS_ON_DISK, Shape, make_engine_run
 from tests.analysis.made_run import MIB, make_run, write_record
 from tests.analysis.test_drawn_figures import texts
@@ -230,7 +231,7 @@ def test_no_interval_leaves_an_axis_that_does_not_begin_at_zero(tmp_path: Path) 
     for trial, value in zip(run.published, (0.01, 4.0), strict=True):
         change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
     (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
-    assert axes(panel.chart, "y")["Tokens per second (tokens/s)"][0] > 0
+    assert axes(panel.chart, "y")["Tokens per second (tokens/s), log scale"][0] > 0
     assert "axis cuts" not in words(panel.chart)
 
 
@@ -239,7 +240,7 @@ def test_an_interval_that_leaves_the_axis_is_told(tmp_path: Path) -> None:
     for trial, value in zip(run.published, (10.0, 90.0, 50.0, 51.0), strict=True):
         change(trial, metrics={"tokens_per_s": {"value": value, "unit": "1/s"}})
     (panel,) = figure("metric:tokens_per_s@n").charts(load_run(run.path))
-    assert "Bars that the axis cuts reach -458 and 558." in texts(panel.chart)
+    assert "Bars that the axis cuts reach -458 and 558 tokens/s. One that reaches below 0" in texts(panel.chart)
     assert axes(panel.chart, "y")["Tokens per second (tokens/s)"] == [0, pytest.approx(1.05 * 1.5 * 90)]
 
 
@@ -413,3 +414,8 @@ def test_repeats_are_told_in_words() -> None:
         "n = 3 repeats",
         "n = 1 to 3 repeats",
     ]
+
+
+@pytest.mark.parametrize(("value", "text"), [(9.994, "9.99"), (9.999, "10.0"), (99.97, "100"), (10.0, "10")])
+def test_a_number_keeps_its_digits_where_it_rounds_up(value: float, text: str) -> None:
+    assert number_text(value) == text

@@ -54,6 +54,11 @@ def test_any_text_is_understood_or_refused_in_words(text: str) -> None:
         ("d2c_p99_us@x", "did you mean read.d2c_p99_us"),
         ("read.d2c_p9_us@x", "no measure 'read.d2c_p9_us'; did you mean read.d2c_p99_us or"),
         ("decode/d2c_p99_us@x", "names a phase but no operation; write decode/read.d2c_p99_us, write. or all."),
+        (
+            "decode/reads.d2c_p99_us@x",
+            "no operation 'reads'; did you mean decode/read.d2c_p99_us? operations: read, write, all",
+        ),
+        ("writes.iops@x", "did you mean write.iops?"),
         ("write.nothing_like_it@x", "valid: write.duration_s, write.bytes"),
         ("metric.@x", "metric.NAME"),
     ],
