@@ -174,7 +174,7 @@ def _origin(replay: Replay) -> list[str]:
         f"Replays the block requests of the trial {_line(trial.id)}{phase}.",
         f"Verdict: {trial.state}" + ("." if trial.state == "valid" else f": {_line('; '.join(trial.reasons))}"),
         f"Traced on {_line(node.get('hostname') or UNKNOWN)}, device {_line(device.get('name') or UNKNOWN)} of drive "
-        f"{_line(device.get('drive_model') or UNKNOWN)}, by {_line(trial.tracer)}.",
+        f"{_line(device.get('drive_model') or device.get('drive') or UNKNOWN)}, by {_line(trial.tracer)}.",
     ]
     counts = {op: found.requests[op] for op in ("read", "write", "flush")}
     moved = [f"{count_text(counts[op], op)} of {exact_bytes_text(found.bytes[op])}" for op in ("read", "write")]

@@ -118,9 +118,9 @@ def _facts(run: Run) -> tuple[Fact, ...]:
         Fact("In folder", told(record.get("cwd")), True),
         Fact("By", f"{told(record.get('user'))} on {told(record.get('host'))}"),
         Fact("Started", moment(record.get("started"))),
-        Fact("Took", took),
+        *([] if imported else [Fact("Took", took)]),
         Fact("State", told(record.get("state"))),
-        Fact("Code", commit),
+        *([] if imported else [Fact("Code", commit)]),
         Fact("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
         *([Fact("Files not used", "; ".join(unused))] if unused else []),
     )

@@ -312,7 +312,8 @@ def with_profile(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) ->
 
 
 def profiled_row(slug: str, phase: str, op: str, share: float, busy: float, **changes: Any) -> dict[str, Any]:
-    row = {"slug": slug, "verdict": "valid", "phase": phase, "op": op, "bytes": MIB, "byte_share": 1.0}
+    row: dict[str, Any] = {"slug": slug, "verdict": "valid", "phase": phase, "op": op, "bytes": MIB, "byte_share": 1.0}
+    row |= {"name": None if phase in ("trial", "generation") else phase.partition(" ")[0], "process": None}
     row |= {"bandwidth_gib_s": 2.6 * share, "request_bytes_mean": 131072.0, "ceiling_share": share, "busy_share": busy}
     return row | changes
 

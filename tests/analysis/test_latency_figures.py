@@ -153,7 +153,7 @@ def test_trials_that_cannot_be_read_do_not_stop_the_others(tmp_path: Path) -> No
 
 
 def test_lines_of_cells_are_drawn_only_while_they_can_be_told_apart(tmp_path: Path) -> None:
-    path = make_run(tmp_path, sizes=(MIB,), repeats=3, broken=False)
+    path = make_run(tmp_path, sizes=(MIB,), repeats=4, broken=False)
     records = sorted(path.glob("trials/*/trial.json"))
     for many in (False, True):
         for place, record in enumerate(records):
@@ -162,4 +162,4 @@ def test_lines_of_cells_are_drawn_only_while_they_can_be_told_apart(tmp_path: Pa
         panel = next(panel for panel in latency.charts(load_run(path)) if panel.trial is None)
         rows = inline(panel.chart)
         assert any("cell" in row and "mark" not in row for row in rows) is not many
-        assert len({row["cell"] for row in rows if "mark" in row}) == (6 if many else 2)
+        assert len({row["cell"] for row in rows if "mark" in row}) == (8 if many else 2)
