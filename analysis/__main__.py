@@ -6,10 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, reported
 from analysis.figures import FIGURES
 
-_USAGE_ERROR = 2
 _ALL = "all"
 
 
@@ -23,12 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from analysis.drawing import draw_run
 
         paths = draw_run(options.run, None if options.figures is None else _names([options.figures, *options.more]))
-    except AnalysisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _USAGE_ERROR
-    except OSError as error:
-        print(f"error: {error.filename or options.run}: {error.strerror or error}", file=sys.stderr)
-        return _USAGE_ERROR
+    except (AnalysisError, OSError) as error:
+        return reported(error, options.run)
     for name, files in paths["figures"].items():
         reason = paths["ruled_out"].get(name)
         print(f"{files['html']}" + (f"  (not drawn: {reason})" if reason else ""))

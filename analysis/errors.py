@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
+#: Exit code of a command that was asked for what cannot be done.
+USAGE_ERROR = 2
 _MOST_NAMES = 12
 
 
@@ -24,3 +27,12 @@ def nearest(name: str, valid: Iterable[str], most: int = _MOST_NAMES) -> str:
         return f"did you mean {near[0]}?"
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"there are {', '.join(names[:most])}{more}" if names else "there are none"
+
+
+def reported(error: AnalysisError | OSError, place: object) -> int:
+    """Print an error that ends a command in one line and return its exit code; `place` stands for a file not named."""
+    if isinstance(error, OSError):
+        print(f"error: {error.filename or place}: {error.strerror or error}", file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return USAGE_ERROR

@@ -8,24 +8,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, reported
 from analysis.ingest.kinds import KINDS
 
-_USAGE_ERROR, _INTERRUPTED = 2, 130
+_NOT_VALID, _INTERRUPTED = 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Import, draw and print the paths; return the exit code: 0, 2 for a source that cannot be imported, 130."""
+    """Import, draw and print the paths; return the exit code.
+
+    0 where all trials are valid, 2 for a source that cannot be imported, 3 where some are not valid, 130 interrupted.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
         return _run(options, ["python", "-m", "analysis.ingest", *given])
-    except AnalysisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _USAGE_ERROR
-    except OSError as error:
-        print(f"error: {error.filename or options.results}: {error.strerror or error}", file=sys.stderr)
-        return _USAGE_ERROR
+    except (AnalysisError, OSError) as error:
+        return reported(error, options.results)
     except KeyboardInterrupt:
         print("interrupted: a run that was not complete has been removed", file=sys.stderr)
         return _INTERRUPTED
@@ -43,16 +42,16 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     name = options.name or tree.run_name(source)
     run = run_folder.write(found, source, Path(options.results), name, argv)
     print(run)
-    for trial in load_run(run).published:
-        if trial.state != "valid":
-            print(f"{trial.state}: {trial.id}: {'; '.join(trial.reasons)}", file=sys.stderr)
+    bad = [trial for trial in load_run(run).published if trial.state != "valid"]
+    for trial in bad:
+        print(f"{trial.state}: {trial.id}: {'; '.join(trial.reasons)}", file=sys.stderr)
     if found.left:
         print(_left(found.left).rstrip(), file=sys.stderr)
     if not options.no_draw:
         from analysis.drawing import draw_run
 
         print(draw_run(run)["report"])
-    return 0
+    return _NOT_VALID if bad else 0
 
 
 def _left(left: Sequence[tuple[str, str]], most: int = 10) -> str:

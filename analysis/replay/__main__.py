@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, reported
 from analysis.run import Trial, load_run, load_trial
 
-_USAGE_ERROR = 2
 FORMATS = ("fio", "csv", "snia")
 
 
@@ -21,12 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for path in _export(options):
             print(path)
-    except AnalysisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _USAGE_ERROR
-    except OSError as error:
-        print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
-        return _USAGE_ERROR
+    except (AnalysisError, OSError) as error:
+        return reported(error, options.out)
     return 0
 
 
