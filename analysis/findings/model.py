@@ -78,7 +78,7 @@ def whole_model_each_pass(run: Run, told: Sequence[Evidence]) -> Finding:
 
 def _tested(run: Run, told: Sequence[Evidence], statement: Statement) -> Finding:
     own = [one for one in told if one.trial.state == "valid" and offloads_model(one)]
-    return statement.tested(run, own, "weights, and no KV cache, on the drive")
+    return statement.tested(run, own, "weights on the drive and its KV cache elsewhere")
 
 
 def _against_ceiling(cell: str, repeats: Sequence[Evidence]) -> Judged:
