@@ -106,9 +106,9 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     plan = Grid(sweep)
     if args.dry_run:
         return dry_run(sweep, plan, args.address)
-    from sweep.run import run_sweep
+    from sweep.run import Options, run_sweep
 
-    return run_sweep(sweep, plan, Path(args.results), args.address, arguments)
+    return run_sweep(sweep, plan, Options(Path(args.results), args.address, tuple(arguments)))
 
 
 def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,22 @@ _LEAST_FREE_BYTES = 64 << 20
 _CLEAN_LIMIT_S = 60.0
 
 
-def run_sweep(sweep: Sweep, plan: Grid, results: Path, address: str | None, argv: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for beside the sweep itself. `argv` is that command line, for the record."""
+
+    results: Path
+    address: str | None = None
+    argv: tuple[str, ...] = ()
+
+
+def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     """Run all trials of `plan`, draw the figures and return the exit code."""
-    key = uuid.uuid4().hex[:8]
+    key, address = uuid.uuid4().hex[:8], options.address
     here = cluster.here()
     if address is None:
         place_all(plan.trials, [here], sweep.source)
-    folder = _new_folder(results, sweep.name)
+    folder = _new_folder(options.results, sweep.name)
     if address is None:
         session.clear_abandoned()
         for problem in lease.reap():
@@ -49,13 +59,13 @@ def run_sweep(sweep: Sweep, plan: Grid, results: Path, address: str | None, argv
     nodes_of: AbstractContextManager[list[Node]] = cluster.joined(address) if address else cluster.local(here)
     try:
         with nodes_of as nodes:
-            return _run_on(nodes, sweep, plan, folder, key, argv)
+            return _run_on(nodes, sweep, plan, folder, key, options)
     finally:
         if address is None:
             _wait_until_clean(key)
 
 
-def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: str, argv: Sequence[str]) -> int:
+def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: str, options: Options) -> int:
     import ray
 
     from analysis import actor as analysis_actor
@@ -64,7 +74,7 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
     placements = place_all(plan.trials, nodes, sweep.source)
     with interrupt.deferred():
         actor = analysis_actor.start(str(folder))
-        ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, argv), as_yaml(sweep)))
+        ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, options), as_yaml(sweep)))
     with progress.shown(len(plan.trials)) as shown:
         scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown)
         try:
@@ -151,13 +161,13 @@ def _new_folder(results: Path, name: str) -> Path:
     return parent / (f"{stamp}-{len(taken) + 1}" if taken else stamp)
 
 
-def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], argv: Sequence[str]) -> dict[str, Any]:
+def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], options: Options) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "sweep": sweep.name,
         "run_id": folder.name,
         "description": sweep.description,
-        "argv": ["python", "-m", "sweep", *argv],
+        "argv": ["python", "-m", "sweep", *options.argv],
         "started": _now(),
         "ended": None,
         "state": "running",
