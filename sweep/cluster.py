@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweep import interrupt, session
+from sweep import interrupt, membership, session
 from sweep.errors import ClusterError, first_line
 from sweep.placement import SLOT, Node, resources_of
-from sweep.plan import code_hash
 from tasks import machine
-from tasks.machine import Offer
 
 #: Settings of Ray that must be in the environment before it starts. Its memory monitor would kill offload jobs, which
 #: fill memory on purpose; a lost node should be noticed within a minute, not seven.
@@ -30,7 +29,6 @@ _ENVIRONMENT = {
 #: Object store of a local Ray, in bytes: traces pass through it in pieces of a few MiB.
 _STORE_BYTES = 256 << 20
 
-_PROBE_LIMIT_S = 60.0
 _CONNECT_LIMIT_S = 5.0
 _HEAD_HINT = 'start one with: ray start --head --resources="$(python -m sweep.node)"'
 
@@ -108,46 +106,15 @@ def _has_token() -> bool:
 
 
 def _nodes() -> list[Node]:
-    """Return the alive nodes that announced a trial slot, each asked what it offers."""
-    import ray
-
-    from sweep.remote import probe
-
-    found = []
-    for entry in ray.nodes():
-        if not entry["Alive"] or SLOT not in entry["Resources"]:
-            continue
-        task = ray.remote(probe).options(num_cpus=0, max_retries=0, scheduling_strategy=pinned(entry["NodeID"]))
-        try:
-            answer = ray.get(task.remote(), timeout=_PROBE_LIMIT_S)
-        except ray.exceptions.RayError as e:
-            name = entry["NodeManagerHostname"]
-            raise ClusterError(f"node {name} does not answer: {first_line(e)}; is offload-sweep installed?") from None
-        if answer["code"] != code_hash():
-            name = answer["offer"]["hostname"]
-            raise ClusterError(f"node {name} has other code than this machine: install the same version on both")
-        offer = Offer.from_json(answer["offer"])
-        _drop_unannounced(offer, entry["Resources"])
-        found.append(Node(offer, entry["NodeID"]))
+    """Return the nodes that announced a trial slot and can take part; tell of the others, which are left out."""
+    answers = membership.asked(membership.candidates())
+    refusals = [a.refusal for a in answers if a.refusal]
+    found = [a.node for a in answers if a.node]
+    if not found and refusals:
+        raise ClusterError("\n  ".join(["no node of the cluster can take part", *refusals]))
     if not found:
         hint = 'start nodes with: ray start --address=HEAD --resources="$(python -m sweep.node)"'
         raise ClusterError(f"no node of the cluster offers a {SLOT}\n  {hint}")
+    for refusal in refusals:
+        print(f"sweep: left out: {refusal}", file=sys.stderr)
     return found
-
-
-def _drop_unannounced(offer: Offer, announced: Mapping[str, float]) -> None:
-    """Take from an offer what the node's Ray was not told of when it started: a task that asks for it would wait."""
-    late = 'its Ray does not know of it: restart that with --resources="$(python -m sweep.node)"'
-    for name in list(offer.capabilities):
-        if ("GPU" if name == "gpu" else name) not in announced:
-            offer.capabilities.remove(name)
-            offer.missing[name] = late
-    offer.places = [p for p in offer.places if all(f"drive:{d}" in announced for d in p.drives)]
-    offer.scratch = [s for s in offer.scratch if all(f"drive:{d}" in announced for d in s.drives)]
-
-
-def pinned(node_id: str) -> Any:
-    """Return the Ray scheduling strategy that runs a task on this node or not at all."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)

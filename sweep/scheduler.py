@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
-from sweep.cluster import pinned
 from sweep.errors import first_line
+from sweep.membership import pinned
 from sweep.placement import Placement
 from sweep.plan import Grid, Trial
 from sweep.progress import Progress
