@@ -31,7 +31,7 @@ class RunStore:
         self._record: dict[str, Any] = {}
         self._attempts: dict[str, str] = {}
         self._published: dict[str, str] = {}
-        self._rows: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._summary = summary.Growing(self._path / "summary.parquet")
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
@@ -87,8 +87,7 @@ class RunStore:
         folder.rename(final)
         _sync(final.parent)
         self._published[slug] = token
-        self._rows[slug] = summary.summary_rows(load_trial(final))
-        summary.write_rows((row for rows in self._rows.values() for row in rows), self._path / "summary.parquet")
+        self._summary.add(slug, summary.summary_rows(load_trial(final)))
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:
         """Return the record that the attempt `token` published of the trial `slug`, or None where it did not."""
@@ -98,8 +97,9 @@ class RunStore:
         return record
 
     def finish(self, fields: Mapping[str, Any]) -> None:
-        """Close the run: drop what never became a trial, set fields of `run.json`."""
+        """Close the run: drop what never became a trial, complete the summary, set fields of `run.json`."""
         shutil.rmtree(self._path / "incoming", ignore_errors=True)
+        self._summary.write()
         self.update(fields)
 
     def draw(self) -> dict[str, Any]:

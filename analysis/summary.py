@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ _COLUMNS = {
     "unreadable": pa.string(),
 }
 _LEADING = 5
+_VERSION = {"metrics_version": str(METRICS_VERSION)}
+
+#: A run's summary is written every so many seconds at most, and for no more than this share of the time; sooner where
+#: more than these rows wait for it.
+_REFRESH_S, _REFRESH_SHARE, _MOST_ROWS = 5.0, 0.02, 20_000
 
 
 def summary_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
@@ -72,26 +78,101 @@ def summary_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     attributes = [name for name in names if name.startswith("attr.")]
     measured = [name for name in names if name.startswith("metric.")]
     roles = [name for name in names if name.startswith("role.")]
-    fixed = list(_COLUMNS)
-    arrays = {name: pa.array([row.get(name) for row in rows], _COLUMNS[name]) for name in fixed}
+    arrays = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in _COLUMNS.items()}
     arrays |= {name: axis_array([row.get(name) for row in rows]) for name in axes}
     arrays |= {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in attributes}
     arrays |= {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in measured}
     arrays |= {name: pa.array([row.get(name) for row in rows], pa.int64()) for name in roles}
-    ordered = [*fixed[:_LEADING], *axes, *fixed[_LEADING:], *roles, *attributes, *measured]
-    table = pa.table({name: arrays[name] for name in ordered})
-    return versioned(table)
+    return versioned(pa.table({name: arrays[name] for name in _ordered(names)}))
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Return the columns of a summary in their order: `names`, and those that every summary has."""
+    parts: dict[str, list[str]] = {"cell": [], "role": [], "attr": [], "metric": []}
+    for name in names:
+        if (part := name.partition(".")[0]) in parts:
+            parts[part].append(name)
+    fixed = list(_COLUMNS)
+    return [*fixed[:_LEADING], *parts["cell"], *fixed[_LEADING:], *parts["role"], *parts["attr"], *parts["metric"]]
 
 
 def versioned(table: pa.Table) -> pa.Table:
     """Return a table of metrics that says of which version they are."""
-    return table.replace_schema_metadata({"metrics_version": str(METRICS_VERSION)})
+    return table.replace_schema_metadata(_VERSION)
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the rows of `metrics.summarise` to `path`, atomically, without those of trials that cannot be read."""
     with replacing(path) as temporary:
         pq.write_table(summary_table(readable(rows)), temporary, compression="zstd")
+
+
+class Growing:
+    """The summary of a run that goes on. Rows gather here and reach the file seldom enough to cost next to nothing.
+
+    What the file lacks when a run ends badly is computed by whoever reads it (`read_summary`): nothing is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Add to the summary at `path`, which need not be there."""
+        self._path = path
+        self._rows: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._next_s = time.monotonic()
+
+    def add(self, slug: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take the rows of the trial `slug`, in place of any that it had; write them when that is due."""
+        self._rows[slug] = rows
+        if time.monotonic() >= self._next_s or sum(map(len, self._rows.values())) > _MOST_ROWS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what has gathered. The file is copied as a stream: memory does not grow with the run."""
+        begin_s = time.monotonic()
+        if self._rows:
+            _append(self._path, self._rows)
+            self._rows.clear()
+        took_s = time.monotonic() - begin_s
+        self._next_s = begin_s + max(_REFRESH_S, took_s / _REFRESH_SHARE)
+
+
+def _append(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Put the rows of some trials, by slug, in place of those that the summary at `path` has of them."""
+    fresh = pl.from_arrow(summary_table(readable(row for own in rows.values() for row in own)))
+    assert isinstance(fresh, pl.DataFrame)
+    if _usable(path, _COLUMNS):
+        kept = pl.scan_parquet(path).filter(~pl.col("slug").is_in(list(rows)))
+        try:
+            _write(path, pl.concat(_agreeing(kept, fresh.lazy()), how="diagonal_relaxed"))
+            return
+        except pl.exceptions.PolarsError:
+            pass  # what the file held is computed again by whoever reads it
+    _write(path, fresh.lazy())
+
+
+def _write(path: Path, rows: pl.LazyFrame) -> None:
+    ordered = rows.select(_ordered(rows.collect_schema().names()))
+    with replacing(path) as temporary:
+        ordered.sink_parquet(temporary, compression="zstd", metadata=_VERSION, maintain_order=True)
+
+
+def _agreeing(kept: pl.LazyFrame, fresh: pl.LazyFrame) -> list[pl.LazyFrame]:
+    """Return two parts of a summary, an axis as text in both where they do not agree on its type."""
+    first, second = kept.collect_schema(), fresh.collect_schema()
+    words = {True: "True", False: "False"}
+    texts = []
+    for name in (name for name in first if name.startswith("cell.") and name in second):
+        kinds = {kind for kind in (first[name], second[name]) if kind != pl.Null}
+        if len(kinds) > 1 and not all(kind.is_numeric() for kind in kinds):
+            texts.append(name)
+    return [
+        part.with_columns(
+            pl.col(name).replace_strict(words, return_dtype=pl.String)
+            if schema[name] == pl.Boolean
+            else pl.col(name).cast(pl.String)
+            for name in texts
+        )
+        for part, schema in ((kept, first), (fresh, second))
+    ]
 
 
 def summary_rows(trial: Trial, known: Sequence[Mapping[str, Any]] | None = None) -> Sequence[Mapping[str, Any]]:
@@ -147,17 +228,25 @@ def read_summary(run: Run) -> pl.DataFrame:
 
 def stored_rows(path: Path, columns: Iterable[str]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
     """Return the rows of a table of metrics by trial and attempt; none where it is absent, broken or of old metrics."""
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException):
-        return {}
-    metadata = table.schema.metadata or {}
-    if metadata.get(b"metrics_version") != str(METRICS_VERSION).encode() or not {*columns} <= {*table.column_names}:
+    if not _usable(path, columns):
         return {}
     found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for row in table.to_pylist():
-        found.setdefault((row["slug"], row["attempt"]), []).append(row)
+    try:
+        for row in pq.read_table(path).to_pylist():
+            found.setdefault((row["slug"], row["attempt"]), []).append(row)
+    except (OSError, pa.ArrowException):
+        return {}
     return found
+
+
+def _usable(path: Path, columns: Iterable[str]) -> bool:
+    """Say whether there is a table of metrics at `path`, of this version and with these columns at least."""
+    try:
+        told = pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    version = (told.metadata or {}).get(b"metrics_version")
+    return version == str(METRICS_VERSION).encode() and {*columns} <= {*told.schema.to_arrow_schema().names}
 
 
 def axis_array(values: list[Any]) -> pa.Array:
