@@ -57,9 +57,10 @@ class AnalysisActor:
         self._board[token] = (text, time.monotonic())
 
     @ray.method(concurrency_group="board")  # type: ignore[untyped-decorator]
-    def notes(self) -> dict[str, tuple[str, float]]:
-        """Return the board: what each attempt does now, and how many seconds ago it said so."""
+    def notes(self, tokens: Sequence[str]) -> dict[str, tuple[str, float]]:
+        """Return what each of these attempts does now, and how many seconds ago it said so; forget all others."""
         now = time.monotonic()
+        self._board = {token: self._board[token] for token in tokens if token in self._board}
         return {token: (text, now - since) for token, (text, since) in self._board.items()}
 
 

@@ -6,20 +6,23 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sweep import __version__, config, interrupt
 from sweep.definition import Definition, Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
-from sweep.placement import Placement, needs, place_all
+from sweep.placement import Placement, Placements, needs
 from sweep.plan import Grid
 from sweep.progress import counted
 from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
 from tasks.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from sweep.run import Options
 
 _DESCRIPTION = """\
 Run a sweep: every combination of its axes, each repeat a trial under a block-layer tracer, on nodes that really have
@@ -72,9 +75,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--address", metavar="ADDR", help="a running Ray cluster, HOST:PORT or auto (default: start Ray here)"
     )
+    p.add_argument(
+        "--max-failures", metavar="N", type=_count, help="start no more trials once N have failed or are not valid"
+    )
+    p.add_argument("--fail-fast", action="store_true", help="stop everything at the first trial that is not valid")
     p.add_argument("--keys", action="store_true", help="print every key a sweep file may hold, and exit")
     p.add_argument("--version", action="version", version=f"offload-sweep {__version__}")
     return p
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of 1 or more, not {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,9 +119,21 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     plan = Grid(sweep)
     if args.dry_run:
         return dry_run(sweep, plan, args.address)
-    from sweep.run import Options, run_sweep
+    from sweep.run import run_sweep
 
-    return run_sweep(sweep, plan, Options(Path(args.results), args.address, tuple(arguments)))
+    return run_sweep(sweep, plan, _options(args, arguments))
+
+
+def _options(args: argparse.Namespace, arguments: Sequence[str]) -> Options:
+    from sweep.run import Options
+
+    return Options(
+        results=Path(args.results),
+        address=args.address,
+        argv=tuple(arguments),
+        max_failures=args.max_failures,
+        fail_fast=args.fail_fast,
+    )
 
 
 def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
@@ -117,9 +142,10 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
 
     if address:
         with cluster.joined(address) as nodes:
-            placements = place_all(plan.trials, nodes, sweep.source)
+            placements = Placements(nodes)
     else:
-        placements = place_all(plan.trials, [cluster.here()], sweep.source)
+        placements = Placements([cluster.here()])
+    placements.check(plan.trials, sweep.source)
     cells = sum(trial.repeat == 1 for trial in plan.trials)
     repeats = f"{'up to ' if cells * sweep.repeats > len(plan.trials) else ''}{counted(sweep.repeats, 'repeat')}"
     print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}, {counted(cells, 'cell')} x {repeats}")
@@ -129,8 +155,8 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
         print(sweep.description)
     width = max(len(t.id) for t in plan.trials)
     for trial in plan.trials:
-        print(f"  {trial.id:<{width}}  on {_where(placements[trial.id])}")
-    for wanted in dict.fromkeys(_wanted(placements[t.id][0]) for t in plan.trials):
+        print(f"  {trial.id:<{width}}  on {_where(placements.of(trial))}")
+    for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in plan.trials):
         print(f"needs {wanted}")
     print(f"figures: {', '.join(sweep.figures)}")
     return EXIT_VALID
@@ -140,10 +166,10 @@ def _where(placements: Sequence[Placement]) -> str:
     return " or ".join(p.where() for p in placements)
 
 
-def _wanted(placement: Placement) -> str:
-    names = sorted({*needs(placement.config), f"tracer:{placement.config['trace']['tracer']}"})
-    storage = placement.config["storage"]
-    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(placement.config).space_bytes()
+def _wanted(config: Mapping[str, Any], placement: Placement) -> str:
+    names = sorted({*needs(config), f"tracer:{placement.tracer}"})
+    storage = config["storage"]
+    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(config).space_bytes()
     gpu = ["gpu"] if placement.gpus and "gpu" not in names else []
     return f"{', '.join([*names, *gpu])}; {format_bytes(parse_bytes(room))} of disk"
 

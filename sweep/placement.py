@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,20 +40,34 @@ class Node:
         """The machine's host name."""
         return self.offer.hostname
 
+    def record(self) -> dict[str, Any]:
+        """Return what `run.json` tells of it."""
+        offer = self.offer
+        drives = [
+            {"name": drive, "path": place.path, "free_bytes": place.free_bytes, "ram_backed": place.ram_backed}
+            for place in offer.places
+            for drive in place.drives
+        ]
+        return {**offer.facts, "drives": drives, "capabilities": offer.capabilities, "missing": offer.missing}
+
 
 @dataclass(frozen=True)
 class Placement:
-    """A node that can run a trial, with the drives it will be alone on and its configuration made definite there."""
+    """A node that can run a trial, with the drives it will be alone on and the tracer that it will use there."""
 
     node: Node
     drives: tuple[str, ...]
-    config: Mapping[str, Any]
+    tracer: str
     resources: Mapping[str, float]
     gpus: int
 
     def where(self) -> str:
         """Return the placement in words."""
         return f"{self.node.name} ({', '.join(self.drives) or 'memory'})"
+
+    def definite(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the trial's configuration as it holds on this node."""
+        return {**config, "trace": {**config["trace"], "tracer": self.tracer}}
 
 
 def needs(config: Mapping[str, Any]) -> dict[str, str]:
@@ -82,48 +97,64 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+class Demand:
+    """What a configuration asks of a node. Two with the same `key` can run on the same nodes."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Read it from a trial's configuration."""
+        workload = workloads.of_config(config)
+        self.needs = needs(config)
+        self.storage = storage_of(dict(config))
+        self.space_bytes = workload.space_bytes()
+        self.wants_gpu = workload.wants_gpu()
+        self.tracer = str(config["trace"]["tracer"])
+        parts = [self.needs, config["storage"], self.space_bytes, self.wants_gpu, self.tracer]
+        self.key = json.dumps(parts, sort_keys=True)
+
+
 def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     """Return where `config` would run on `node`, or the reasons why it cannot."""
-    wanted = needs(config)
-    have = set(node.offer.capabilities)
+    return _place(Demand(config), node)
+
+
+def _place(demand: Demand, node: Node) -> Placement | list[str]:
+    wanted, have = demand.needs, set(node.offer.capabilities)
     obstacles = [
         f"{key}: {node.offer.missing.get(name, f'the node does not offer {name}')}"
         for name, key in wanted.items()
         if name not in have
     ]
-    storage = storage_of(dict(config))
-    on_device = storage.kind is StorageKind.device
-    drives, in_the_way = (_device_drives if on_device else _folder_drives)(storage, config, node.offer)
+    on_device = demand.storage.kind is StorageKind.device
+    drives, in_the_way = (_device_drives if on_device else _folder_drives)(demand, node.offer)
     if obstacles := [*obstacles, *in_the_way]:
         return sorted(set(obstacles), key=obstacles.index)
-    tracer = _tracer(config, have)
-    definite = {**config, "trace": {**config["trace"], "tracer": tracer}}
-    wants_gpu = "gpu" in wanted or (workloads.of_config(config).wants_gpu() and "gpu" in have)
+    wants_gpu = "gpu" in wanted or (demand.wants_gpu and "gpu" in have)
     resources = {name: _SHARE for name in wanted if name != "gpu"}
     resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
-    return Placement(node, drives, definite, resources, int(wants_gpu))
+    return Placement(node, drives, _tracer(demand.tracer, have), resources, int(wants_gpu))
 
 
-def _tracer(config: Mapping[str, Any], have: set[str]) -> str:
+def _tracer(wanted: str, have: set[str]) -> str:
     """Return the tracer of a trial; `auto` stays where the node has one of single requests, and then chooses itself."""
-    wanted = str(config["trace"]["tracer"])
     of_requests = any(f"tracer:{name}" in have for name in OF_REQUESTS)
     return wanted if wanted != "auto" or of_requests else "diskstats"
 
 
-def _folder_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) -> tuple[tuple[str, ...], list[str]]:
+def _folder_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[str]]:
     """Return the drives under a trial's image, or its directory, and what stands in its way there."""
+    storage = demand.storage
     ground = _ground(storage, offer)
     # Of another machine's folders nothing is known here; there the trial itself says so.
     if storage.path and offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
         return (), [f"storage.path: {storage.path} is no folder on this node"]
     if ground is None:
         return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.state_dir}"]
-    return () if ground.ram_backed else ground.drives, _space_obstacles(storage, config, ground)
+    return () if ground.ram_backed else ground.drives, _space_obstacles(demand, ground)
 
 
-def _device_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) -> tuple[tuple[str, ...], list[str]]:
+def _device_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[str]]:
     """Return the drives under a scratch device, and what stands in the way of formatting it."""
+    storage = demand.storage
     if "scratch" not in offer.capabilities:
         return (), []  # told as a missing capability
     path = str(storage.device)
@@ -135,7 +166,7 @@ def _device_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) ->
     wrong = []
     if storage.trim and not found.discards:
         wrong.append(f"storage.trim: {path} takes no discards; set storage.trim=false")
-    if problem := too_small(found.size_bytes, storage.fs, workloads.of_config(config).space_bytes()):
+    if problem := too_small(found.size_bytes, storage.fs, demand.space_bytes):
         wrong.append(f"storage.device: {problem}")
     return found.drives, wrong
 
@@ -148,13 +179,14 @@ def _ground(storage: Storage, offer: Offer) -> Place | None:
     return offer.place_of(str(TMPFS_DIR) if on_tmpfs else offer.state_dir)
 
 
-def _space_obstacles(storage: Storage, config: Mapping[str, Any], ground: Place) -> list[str]:
+def _space_obstacles(demand: Demand, ground: Place) -> list[str]:
+    storage = demand.storage
     if ground.ram_backed and storage.path and storage.kind is StorageKind.loop:
         return [f"storage.path: {ground.path} is in memory; leave it out and set storage.backing=tmpfs"]
     if storage.kind is StorageKind.directory and not ground.drives:
         return [f"storage.path: {ground.path} is {ground.fs}, on no block device: nothing there to count or trace"]
     if storage.kind is StorageKind.directory:
-        needed, key = workloads.of_config(config).space_bytes(), "storage.path"
+        needed, key = demand.space_bytes, "storage.path"
         wrong = _directory_obstacles(storage, ground)
     else:
         needed, key, wrong = parse_bytes(storage.image_size), "storage.image_size", []
@@ -177,43 +209,88 @@ def _directory_obstacles(storage: Storage, ground: Place) -> list[str]:
     return wrong
 
 
-def place_all(trials: Sequence[Trial], nodes: Sequence[Node], source: str) -> dict[str, list[Placement]]:
-    """Return the nodes that can run each trial, by trial id; raise PlacementError where a trial has none.
+class Placements:
+    """Where trials can run: every node asked once for every kind of demand, however many trials and cells there are.
 
-    Every node is asked by itself: what two nodes have together runs nothing.
+    A node is asked by itself: what two nodes have together runs nothing.
     """
-    found: dict[str, list[Placement]] = {}
-    refused: dict[tuple[str, ...], list[Trial]] = {}
-    by_config: dict[int, tuple[list[Placement], tuple[str, ...]]] = {}
-    for trial in trials:
-        if id(trial.config) not in by_config:
-            by_config[id(trial.config)] = _ask_all(trial.config, nodes)
-        placements, reasons = by_config[id(trial.config)]
-        found[trial.id] = placements
-        if not placements:
-            refused.setdefault(reasons, []).append(trial)
-    if refused:
-        raise PlacementError(_refusal(refused, source, len(trials)))
-    return found
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        """Ask these nodes, and those that `join` later."""
+        self.nodes: list[Node] = []
+        self._demands: dict[int, tuple[Mapping[str, Any], Demand]] = {}
+        #: What each node answered, by what was asked and the id Ray knows it by; in the order of `nodes`.
+        self._answers: dict[str, dict[str | None, Placement | list[str]]] = {}
+        for node in nodes:
+            self.join(node)
+
+    def join(self, node: Node) -> None:
+        """Ask one more node from now on."""
+        self.nodes.append(node)
+
+    def leave(self, ray_id: str | None) -> None:
+        """Ask a node no more."""
+        self.nodes = [node for node in self.nodes if node.ray_id != ray_id]
+        for answers in self._answers.values():
+            answers.pop(ray_id, None)
+
+    def demand(self, trial: Trial) -> Demand:
+        """Return what a trial asks of a node."""
+        known = self._demands.get(id(trial.config))
+        if known is None:
+            # The configuration is kept with it: the identity of one that is gone could be another's.
+            known = self._demands[id(trial.config)] = (trial.config, Demand(trial.config))
+        return known[1]
+
+    def of(self, trial: Trial) -> list[Placement]:
+        """Return the nodes that can run a trial, with what it takes there."""
+        return [answer for answer in self._asked(trial).values() if isinstance(answer, Placement)]
+
+    def at(self, trial: Trial, node: Node) -> Placement | None:
+        """Return what a trial takes on this node, or None where it cannot run there."""
+        answer = self._asked(trial).get(node.ray_id)
+        return answer if isinstance(answer, Placement) else None
+
+    def obstacles(self, trial: Trial) -> tuple[str, ...]:
+        """Return why no node, or not every node, can run a trial: each reason with the names of the nodes."""
+        names = {node.ray_id: node.name for node in self.nodes}
+        told: dict[str, list[str]] = {}
+        for ray_id, answer in self._asked(trial).items():
+            for why in answer if isinstance(answer, list) else ():
+                told.setdefault(why, []).append(names[ray_id])
+        return tuple(f"{few(which)}: {why}" for why, which in told.items())
+
+    def _asked(self, trial: Trial) -> dict[str | None, Placement | list[str]]:
+        demand = self.demand(trial)
+        answers = self._answers.setdefault(demand.key, {})
+        for node in self.nodes[len(answers) :]:
+            answers[node.ray_id] = _place(demand, node)
+        return answers
+
+    def impossible(self, trials: Iterable[Trial]) -> dict[tuple[str, ...], list[Trial]]:
+        """Return the trials that no node can run, by the reasons why."""
+        refused: dict[tuple[str, ...], list[Trial]] = {}
+        for trial in trials:
+            if not self.of(trial):
+                refused.setdefault(self.obstacles(trial), []).append(trial)
+        return refused
+
+    def check(self, trials: Sequence[Trial], source: str) -> None:
+        """Raise PlacementError where there are trials that no node can run."""
+        if refused := self.impossible(trials):
+            raise PlacementError(_refusal(refused, source, len(trials)))
 
 
-def _ask_all(config: Mapping[str, Any], nodes: Sequence[Node]) -> tuple[list[Placement], tuple[str, ...]]:
-    placements, reasons = [], []
-    for node in nodes:
-        answer = place(config, node)
-        if isinstance(answer, Placement):
-            placements.append(answer)
-        else:
-            reasons += [f"{node.name}: {reason}" for reason in answer]
-    return placements, tuple(reasons)
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of `names`, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _refusal(refused: Mapping[tuple[str, ...], Sequence[Trial]], source: str, total: int) -> str:
     count = sum(map(len, refused.values()))
     lines = [f"{source}: no node can run {count} of {total} trials"]
     for reasons, trials in refused.items():
-        ids = ", ".join(t.id for t in trials[:3]) + (f" and {len(trials) - 3} more" if len(trials) > 3 else "")
-        lines += [f"  {ids}", *(f"    {reason}" for reason in reasons or ("no node is alive",))]
+        lines += [f"  {few([t.id for t in trials])}", *(f"    {reason}" for reason in reasons or ("no node is alive",))]
     if any(NEEDS_ROOT in reason for reasons in refused for reason in reasons):
         lines.append(
             "  without root: storage.kind=directory and trace.tracer=diskstats, as in conf/quickstart-noroot.yaml"

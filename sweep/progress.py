@@ -27,7 +27,10 @@ class Progress(Protocol):
         """A trial ended; `again` when it will be tried once more."""
 
     def say(self, text: str) -> None:
-        """Something else worth a line."""
+        """What the sweep itself does now."""
+
+    def tell(self, text: str) -> None:
+        """Something that happened and should stay to be read."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -86,6 +89,8 @@ class Lines:
         """Print `text`."""
         self._print(text)
 
+    tell = say
+
 
 class Live:
     """A few lines at the bottom of the terminal that follow the running trials; results scroll above them."""
@@ -96,7 +101,7 @@ class Live:
 
         self._total, self._console = total, console
         self._begun = time.monotonic()
-        self._counts = dict.fromkeys(_MARKS, 0)
+        self._ended: dict[str, str] = {}
         self._running: dict[str, tuple[str, str, float]] = {}
         self._note = ""
         self.display = RichLive(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -106,10 +111,10 @@ class Live:
         from rich.text import Text
 
         now = time.monotonic()
-        done = sum(self._counts.values())
-        counts = ", ".join(f"{n} {state}" for state, n in self._counts.items() if n or state == "valid")
+        states = list(self._ended.values())
+        counts = ", ".join(f"{states.count(s)} {s}" for s in _MARKS if s in states or s == "valid")
         table = Table.grid(padding=(0, 2))
-        head = f"{done}/{self._total} trials: {counts}, {len(self._running)} running"
+        head = f"{len(states)}/{self._total} trials: {counts}, {len(self._running)} running"
         table.add_row(Text(head, "bold"), Text(_clock(now - self._begun)), Text(self._note))
         for identity, (where, phase, since) in self._running.items():
             table.add_row(Text(f"  {identity} on {where}"), Text(_clock(now - since)), Text(phase, "cyan"))
@@ -118,6 +123,7 @@ class Live:
     def started(self, identity: str, where: str, attempt: int) -> None:
         """Show the trial among the running ones."""
         self._note = ""
+        self._ended.pop(identity, None)  # on a node that was not to be trusted
         self._running[identity] = (where, "starting", time.monotonic())
 
     def phase(self, identity: str, text: str) -> None:
@@ -132,7 +138,7 @@ class Live:
 
         _, _, since = self._running.pop(identity, ("", "", time.monotonic()))
         if not again:
-            self._counts[state] += 1
+            self._ended[identity] = state
         style = {"valid": "green", "invalid": "yellow", "failed": "red"}[state]
         first, *rest = _result_lines(identity, state, reasons, log_tail, again)
         self._console.print(Text(f"{first}  {_clock(time.monotonic() - since)}", style))
@@ -142,6 +148,12 @@ class Live:
     def say(self, text: str) -> None:
         """Show `text` beside the counts."""
         self._note = text
+
+    def tell(self, text: str) -> None:
+        """Print `text` above the running trials."""
+        from rich.text import Text
+
+        self._console.print(Text(text))
 
 
 @contextmanager

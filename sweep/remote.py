@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from sweep.membership import pinned
+from sweep.placement import Placement
 from sweep.plan import code_hash
 from tasks import lease, machine
 from tasks.launch import Outcome, launched
@@ -27,8 +30,30 @@ def probe() -> dict[str, Any]:
     return {"offer": machine.offer().to_json(), "code": code_hash(), "problems": problems}
 
 
-def run_attempt(spec: TrialSpec, actor: Any) -> dict[str, Any]:
-    """Run one attempt, publish it through `actor`, and return its record with the end of its log."""
+def submit(spec: TrialSpec, placement: Placement, actor: Any, expected: Any) -> Any:
+    """Start an attempt where it belongs, once `expected` is done, and return the reference to its answer."""
+    assert placement.node.ray_id is not None
+    task = _attempt().options(
+        num_cpus=0,
+        num_gpus=placement.gpus,
+        resources=dict(placement.resources),
+        max_retries=0,
+        scheduling_strategy=pinned(placement.node.ray_id),
+    )
+    return task.remote(spec, actor, expected)
+
+
+@cache
+def _attempt() -> Any:
+    # Made once, or each submission would send the function anew. A worker may stay: the GPU memory is its job's.
+    return ray.remote(max_calls=0)(run_attempt)
+
+
+def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
+    """Run one attempt, publish it through `actor`, and return its record with the end of its log.
+
+    `expected` says that the actor knows of the attempt: Ray starts this once it has it.
+    """
 
     def announce(text: str) -> None:
         actor.note.remote(spec.token, text)

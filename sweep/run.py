@@ -22,7 +22,8 @@ from sweep import __version__, cluster, interrupt, progress, session
 from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
-from sweep.placement import Node, place_all
+from sweep.membership import Membership
+from sweep.placement import Node, Placements
 from sweep.plan import Grid
 from tasks import interpreter, lease
 from tasks.machine import user_name
@@ -41,6 +42,8 @@ class Options:
     results: Path
     address: str | None = None
     argv: tuple[str, ...] = ()
+    max_failures: int | None = None
+    fail_fast: bool = False
 
 
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
@@ -48,7 +51,7 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     key, address = uuid.uuid4().hex[:8], options.address
     here = cluster.here()
     if address is None:
-        place_all(plan.trials, [here], sweep.source)
+        Placements([here]).check(plan.trials, sweep.source)
     folder = _new_folder(options.results, sweep.name)
     if address is None:
         session.clear_abandoned()
@@ -69,17 +72,21 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
     import ray
 
     from analysis import actor as analysis_actor
-    from sweep.scheduler import Scheduler
+    from sweep.scheduler import Policy, Scheduler
 
-    placements = place_all(plan.trials, nodes, sweep.source)
+    placements = Placements(nodes)
+    placements.check(plan.trials, sweep.source)
+    policy = Policy(max_failures=options.max_failures, fail_fast=options.fail_fast)
+    membership = Membership(nodes, started_locally=False) if options.address else None
     with interrupt.deferred():
         actor = analysis_actor.start(str(folder))
         ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, options), as_yaml(sweep)))
     with progress.shown(len(plan.trials)) as shown:
-        scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown)
+        scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown, policy, membership)
         try:
             scheduler.run()
-            ray.get(actor.finish.remote({"state": "finished", "ended": _now()}))
+            state = "stopped" if scheduler.stopped_by else "finished"
+            ray.get(actor.finish.remote({"state": state, "ended": _now()}))
             shown.say("drawing the figures")
             drawn = _draw(actor, folder)
         except KeyboardInterrupt:
@@ -91,7 +98,9 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
             _stop(scheduler, actor, "broken")
             _tell_what_is_kept(f"stopped: {first_line(e)}", scheduler.records, len(plan.trials), folder)
             return EXIT_TRIALS
-    return _conclude(scheduler.records, len(plan.trials), drawn)
+    if scheduler.stopped_by:
+        print(f"stopped: {scheduler.stopped_by}; not run: {len(plan.trials) - len(scheduler.records)}")
+    return _conclude(scheduler.records, drawn)
 
 
 def _draw(actor: Any, folder: Path) -> dict[str, Any]:
@@ -123,10 +132,10 @@ def _tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder:
         print(f"draw them with: python -m analysis {_shown(folder)}")
 
 
-def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mapping[str, Any]) -> int:
+def _conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]) -> int:
     states = [r["verdict"]["state"] for r in records.values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("valid", "invalid", "failed") if s in states)
-    print(f"{progress.counted(total, 'trial')}: {counts}")
+    print(f"{progress.counted(len(states), 'trial')}: {counts}")
     by_reason: dict[str, list[str]] = {}
     for name, reason in drawn["ruled_out"].items():
         by_reason.setdefault(reason, []).append(name)
@@ -180,21 +189,11 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], optio
             "python": platform.python_version(),
             **interpreter.installed(["ray", "polars", "altair"]),
         },
-        "nodes": [_node_record(n) for n in nodes],
+        "nodes": [node.record() for node in nodes],
         "plan": [{"id": t.id, "slug": t.slug, "cell": dict(t.cell), "repeat": t.repeat} for t in plan.trials],
         "figures": list(sweep.figures),
         "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml")],
     }
-
-
-def _node_record(node: Node) -> dict[str, Any]:
-    offer = node.offer
-    drives = [
-        {"name": d, "path": p.path, "free_bytes": p.free_bytes, "ram_backed": p.ram_backed}
-        for p in offer.places
-        for d in p.drives
-    ]
-    return {**offer.facts, "drives": drives, "capabilities": offer.capabilities, "missing": offer.missing}
 
 
 def _git_state() -> dict[str, Any] | None:

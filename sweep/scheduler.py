@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from sweep.backlog import Backlog, NodeId, Waiting
 from sweep.errors import first_line
-from sweep.membership import pinned
-from sweep.placement import Placement
+from sweep.health import STREAK, Health
+from sweep.membership import Changes, Membership
+from sweep.placement import Node, Placement, Placements, few
 from sweep.plan import Grid, Trial
-from sweep.progress import Progress
-from sweep.remote import run_attempt
+from sweep.progress import Progress, counted
+from sweep.remote import submit
 from tasks.spec import TrialSpec
 from tasks.trial import blank_record
 
 _POLL_S = 0.5
-_NOTES_LIMIT_S = 5.0
 
 #: An attempt says every few seconds that it lives; after this much silence its node is given up.
 _SILENCE_LIMIT_S = 120.0
 
 #: How long interrupted attempts get to clean up.
 _STOP_S = 60.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of trials that do not end well.
+
+    `attempts`: how often a trial is tried at most; `max_failures`: after that many that failed or are not valid, no
+    more are started; `fail_fast`: after the first one, and what runs is stopped; `cooldown_s`: the rest of a drive
+    between two trials; `patience_s`: how long trials wait for a node that could run them, once there is none.
+    """
+
+    attempts: int = 3
+    max_failures: int | None = None
+    fail_fast: bool = False
+    cooldown_s: float = 0.0
+    patience_s: float = 300.0
 
 
 @dataclass
@@ -37,40 +52,60 @@ class _Running:
     spec: TrialSpec
     since_s: float
 
+    @property
+    def node(self) -> Node:
+        return self.placement.node
+
 
 class Scheduler:
-    """Runs every trial of a plan to a verdict. `attempts` is how often a trial is tried at most."""
+    """Runs every trial of a plan to a verdict. `records` holds verdict and metrics of those that ended, by id."""
 
     def __init__(
         self,
         sweep: str,
         key: str,
         plan: Grid,
-        placements: Mapping[str, Sequence[Placement]],
+        placements: Placements,
         actor: Any,
         progress: Progress,
-        attempts: int = 2,
+        policy: Policy | None = None,
+        membership: Membership | None = None,
+        launch: Callable[[TrialSpec, Placement, Any, Any], Any] = submit,
     ) -> None:
-        """Run the trials of `plan` where `placements`, by trial id, says they can; `key` starts every token."""
+        """Run the trials of `plan` where `placements` says they can; `key` starts every token.
+
+        `membership` tells of nodes that come and go; without it nobody does. `launch` starts an attempt, given its
+        specification, its place, the actor and what must be done before, and returns a reference to its answer.
+        """
         self._sweep, self._key, self._count, self._plan, self._placements = sweep, key, 0, plan, placements
-        self._actor, self._progress, self._attempts = actor, progress, attempts
-        self._waiting: deque[tuple[Trial, int]] = deque()
+        self._actor, self._progress, self._policy = actor, progress, policy or Policy()
+        self._membership, self._launch = membership, launch
+        self._backlog, self._health = Backlog(placements), Health()
         self._running: dict[Any, _Running] = {}
-        self._homes: dict[str, str | None] = {}
-        self._lost_nodes: set[str | None] = set()
+        self._rests_until: dict[tuple[NodeId, str], float] = {}
+        self._asked: Any = None
+        self._asked_s = self._stranded_s = 0.0
+        self._failures = 0
         self.records: dict[str, Mapping[str, Any]] = {}
 
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
     def run(self) -> None:
-        """Run until the plan has no more trials."""
-        while True:
-            self._waiting.extend((trial, 1) for trial in self._plan.next_trials(self.records))
-            if not self._waiting and not self._running:
-                return
+        """Run until the plan has no more trials, or too many have failed."""
+        while self._goes_on():
             self._submit_what_fits()
-            done, _ = ray.wait(list(self._running), timeout=_POLL_S) if self._running else ([], [])
-            for ref in done:
+            for ref in self._wait():
                 self._take(ref)
-            self._follow()
+            self._ask()
+            self._meet()
+
+    @property
+    def stopped_by(self) -> str | None:
+        """Why trials were not run, in words; None where all were."""
+        limit = 1 if self._policy.fail_fast else self._policy.max_failures
+        if limit is None or self._failures < limit:
+            return None
+        return f"{counted(self._failures, 'trial')} failed or {'is' if self._failures == 1 else 'are'} not valid"
 
     def stop(self) -> None:
         """Cancel what runs and wait until its nodes are clean."""
@@ -80,29 +115,43 @@ class Scheduler:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOP_S)
         self._running.clear()
 
+    def _goes_on(self) -> bool:
+        if self.stopped_by:
+            if self._policy.fail_fast:
+                self.stop()
+            return bool(self._running)
+        for trial in self._plan.next_trials(self.records):
+            self._backlog.push(trial)
+        return bool(self._running) or bool(self._backlog)
+
     def _submit_what_fits(self) -> None:
-        later: deque[tuple[Trial, int]] = deque()
-        while self._waiting:
-            trial, attempt = self._waiting.popleft()
-            usable = [p for p in self._placements[trial.id] if p.node.ray_id not in self._lost_nodes]
-            placement = self._free_placement(trial, usable)
-            if not usable:
-                self._fail_unplaced(trial, attempt)
-            elif placement is None:
-                later.append((trial, attempt))
-            else:
-                self._submit(trial, attempt, placement)
-        self._waiting = later
+        if self.stopped_by:
+            return
+        busy = {running.node.ray_id for running in self._running.values()}
+        for node in [node for node in self._placements.nodes if node.ray_id not in busy]:
+            waiting = self._backlog.peek(node)
+            placement = self._placements.at(waiting.trial, node) if waiting else None
+            if placement and not self._rests(placement):
+                self._backlog.pop(node)
+                assert waiting is not None
+                self._submit(waiting, placement)
 
-    def _free_placement(self, trial: Trial, usable: Sequence[Placement]) -> Placement | None:
-        """Return a placement whose node is idle: one trial at a time measures on a node.
+    def _rests(self, placement: Placement) -> bool:
+        now = time.monotonic()
+        return any(self._rests_until.get((placement.node.ray_id, drive), 0) > now for drive in placement.drives)
 
-        All repeats of a cell stay on the node of the first, or their spread would be that of the nodes.
-        """
-        home = self._homes.get(_cell_key(trial))
-        at_home = [p for p in usable if p.node.ray_id == home]
-        busy = {r.placement.node.ray_id for r in self._running.values()}
-        return next((p for p in at_home or usable if p.node.ray_id not in busy), None)
+    def _wait(self) -> list[Any]:
+        """Return the attempts that have ended, after a moment where there are none."""
+        refs = [*self._running, *([self._asked] if self._asked is not None else [])]
+        if not refs:
+            time.sleep(min(_POLL_S, 0.1 if self._backlog else 0.0))
+            return []
+        if ray.wait(refs, timeout=_POLL_S)[0]:
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+            return [ref for ref in done if ref in self._running]
+        return []
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
 
     def _spec(self, trial: Trial, attempt: int, config: Mapping[str, Any]) -> TrialSpec:
         self._count += 1
@@ -118,36 +167,14 @@ class Scheduler:
             fingerprint=trial.fingerprint,
         )
 
-    def _submit(self, trial: Trial, attempt: int, placement: Placement) -> None:
-        spec = self._spec(trial, attempt, placement.config)
-        assert placement.node.ray_id is not None
-        task = ray.remote(run_attempt).options(
-            num_cpus=0,
-            num_gpus=placement.gpus,
-            resources=dict(placement.resources),
-            max_retries=0,
-            scheduling_strategy=pinned(placement.node.ray_id),
-        )
-        ray.get(self._actor.expect.remote(trial.slug, spec.token))
-        self._homes[_cell_key(trial)] = placement.node.ray_id
-        self._running[task.remote(spec, self._actor)] = _Running(trial, placement, spec, time.monotonic())
-        self._progress.started(trial.id, placement.where(), attempt)
-
-    def _follow(self) -> None:
-        """Show what the running attempts do, and give up those that have not said anything for too long."""
-        if not self._running:
-            return
-        try:
-            notes = ray.get(self._actor.notes.remote(), timeout=_NOTES_LIMIT_S)
-        except ray.exceptions.GetTimeoutError:
-            return
-        for ref, running in list(self._running.items()):
-            silence_s = time.monotonic() - running.since_s
-            if running.spec.token in notes:
-                text, silence_s = notes[running.spec.token]
-                self._progress.phase(running.trial.id, text)
-            if silence_s > _SILENCE_LIMIT_S:
-                self._give_up(ref)
+    def _submit(self, waiting: Waiting, placement: Placement) -> None:
+        trial = waiting.trial
+        spec = self._spec(trial, waiting.attempt, placement.definite(trial.config))
+        # Not waited for: the attempt starts once the actor expects it.
+        expected = self._actor.expect.remote(spec.slug, spec.token)
+        ref = self._launch(spec, placement, self._actor, expected)
+        self._running[ref] = _Running(trial, placement, spec, time.monotonic())
+        self._progress.started(trial.id, placement.where(), waiting.attempt)
 
     def _take(self, ref: Any) -> None:
         """Take the answer of a task that ended, however it ended."""
@@ -155,10 +182,11 @@ class Scheduler:
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as e:
+            if isinstance(e.cause, ray.exceptions.RayActorError):
+                raise e.cause from None  # nothing can be published any more
             self._fail(running, first_line(e.cause or e), deserves_retry=False)
         except ray.exceptions.RayError as e:
-            node = running.placement.node.name
-            self._fail(running, f"node {node} lost the trial: {first_line(e)}", deserves_retry=True)
+            self._fail(running, f"node {running.node.name} lost the trial: {first_line(e)}", deserves_retry=True)
         else:
             record = answer["record"]
             self._close(running, record, answer["log_tail"], _lost_events(record))
@@ -170,15 +198,8 @@ class Scheduler:
         if published:
             self._close(running, published, "", _lost_events(published))
             return
-        record = self._publish_failed(spec, running.placement.node.name, reason)
+        record = self._publish_failed(spec, running.node.name, reason)
         self._close(running, record, "", deserves_retry)
-
-    def _fail_unplaced(self, trial: Trial, attempt: int) -> None:
-        """Publish a failed record for a trial that no node is left for."""
-        spec = self._spec(trial, attempt, trial.config)
-        record = self._publish_failed(spec, "unknown", "every node that could run it was lost")
-        self.records[trial.id] = record
-        self._progress.finished(trial.id, "failed", record["verdict"]["reasons"], "", False)
 
     def _publish_failed(self, spec: TrialSpec, node: str, reason: str) -> dict[str, Any]:
         record = blank_record(spec)
@@ -189,27 +210,110 @@ class Scheduler:
         return record
 
     def _close(self, running: _Running, record: Mapping[str, Any], log_tail: str, deserves_retry: bool) -> None:
-        verdict = record["verdict"]
+        verdict, node = record["verdict"], running.node
+        for drive in running.placement.drives:
+            self._rests_until[node.ray_id, drive] = time.monotonic() + self._policy.cooldown_s
         if record.get("trouble"):
-            self._progress.say(f"{running.trial.id}: {record['trouble']}")
-        again = deserves_retry and running.spec.attempt < self._attempts
-        if again:
-            self._waiting.appendleft((running.trial, running.spec.attempt + 1))
-        else:
-            self.records[running.trial.id] = record
+            self._progress.tell(f"{running.trial.id}: {record['trouble']}")
+        again = deserves_retry and running.spec.attempt < self._policy.attempts
         self._progress.finished(running.trial.id, verdict["state"], verdict["reasons"], log_tail, again)
+        if again:
+            self._backlog.push(running.trial, running.spec.attempt + 1)
+        else:
+            self._keep(running.trial, record)
+        if node in self._placements.nodes:
+            self._health.ended(node.ray_id, running.trial, verdict["state"] == "valid")
+            self._part_with_failing(node)
 
-    def _give_up(self, ref: Any) -> None:
-        """Abandon an attempt whose node is silent, and the node; fencing keeps it from publishing later."""
-        running = self._running.pop(ref)
-        self._lost_nodes.add(running.placement.node.ray_id)
-        ray.cancel(ref, force=False, recursive=False)
-        name = running.placement.node.name
-        self._fail(running, f"node {name} was silent for {_SILENCE_LIMIT_S:.0f} s and gets no more trials", True)
+    def _keep(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
+        self.records[trial.id] = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
+        self._failures += record["verdict"]["state"] != "valid"
 
+    # --- nodes -------------------------------------------------------------------------------------------------------
 
-def _cell_key(trial: Trial) -> str:
-    return json.dumps(dict(trial.cell), sort_keys=True)
+    def _ask(self) -> None:
+        """Ask, now and then, what the running attempts do; show it, and give up those that say nothing for too long."""
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            notes, self._asked = ray.get(self._asked), None
+            self._follow(notes)
+        if self._running and self._asked is None and time.monotonic() - self._asked_s >= _POLL_S:
+            self._asked_s = time.monotonic()
+            self._asked = self._actor.notes.remote([running.spec.token for running in self._running.values()])
+
+    def _follow(self, notes: Mapping[str, tuple[str, float]]) -> None:
+        for ref, running in list(self._running.items()):
+            silence_s = time.monotonic() - running.since_s
+            if running.spec.token in notes:
+                text, silence_s = notes[running.spec.token]
+                self._progress.phase(running.trial.id, text)
+            if silence_s > _SILENCE_LIMIT_S and ref in self._running:
+                self._lose(running.node, f"was silent for {_SILENCE_LIMIT_S:.0f} s")
+
+    def _meet(self) -> None:
+        """Take notice of nodes that came and went, and of trials that no node is left for."""
+        changes = self._membership.poll() if self._membership else Changes()
+        for text in changes.refused:
+            self._progress.tell(text)
+        for ray_id in changes.lost:
+            for node in [node for node in self._placements.nodes if node.ray_id == ray_id]:
+                self._lose(node, "is gone")
+        for node in changes.joined:
+            self._progress.tell(f"node {node.name} joined")
+            self._backlog.join(node)
+            self._actor.update.remote({"nodes": [n.record() for n in self._placements.nodes]})
+        self._wait_for_nodes()
+
+    def _lose(self, node: Node, why: str) -> None:
+        """Do without a node from now on; fencing keeps its attempts from publishing later."""
+        self._progress.tell(f"node {node.name} {why}: it gets no more trials unless it joins again")
+        self._backlog.leave(node.ray_id)
+        for ref, running in list(self._running.items()):
+            if running.node.ray_id == node.ray_id:
+                del self._running[ref]
+                ray.cancel(ref, force=False, recursive=False)
+                self._fail(running, f"node {node.name} {why}", deserves_retry=True)
+
+    def _part_with_failing(self, node: Node) -> None:
+        """Give a node no more trials that fails one after the other; try elsewhere once more what failed on it."""
+        streak = self._health.failing(node.ray_id)
+        if not streak:
+            return
+        self._backlog.leave(node.ray_id)
+        again = [trial for trial in dict.fromkeys(streak) if self._is_worth_another(trial)]
+        for trial in again:
+            attempt = self.records.pop(trial.id)["attempt"]
+            self._failures -= 1
+            self._backlog.push(trial, attempt + 1)
+        ids = f"; once more elsewhere: {few([trial.id for trial in again])}" if again else ""
+        self._progress.tell(f"node {node.name} is quarantined: its last {STREAK} trials were not valid{ids}")
+
+    def _is_worth_another(self, trial: Trial) -> bool:
+        known = self.records.get(trial.id)
+        return bool(known and known["attempt"] < self._policy.attempts and self._placements.of(trial))
+
+    def _wait_for_nodes(self) -> None:
+        """Give trials that no node can run time until one joins, then fail them."""
+        stranded = self._backlog.stranded()
+        if not stranded:
+            self._stranded_s = 0.0
+            return
+        now = time.monotonic()
+        if not self._stranded_s:
+            self._stranded_s = now
+            if self._membership:
+                what = f"{counted(len(stranded), 'trial')} {'waits' if len(stranded) == 1 else 'wait'}"
+                self._progress.tell(f"{what} for a node that can run them, {self._policy.patience_s:.0f} s at most")
+        if self._membership and now - self._stranded_s < self._policy.patience_s:
+            return
+        for waiting in self._backlog.drop_stranded():
+            self._fail_unplaced(waiting)
+
+    def _fail_unplaced(self, waiting: Waiting) -> None:
+        spec = self._spec(waiting.trial, waiting.attempt, waiting.trial.config)
+        record = self._publish_failed(spec, "unknown", "every node that could run it was lost")
+        self._progress.finished(waiting.trial.id, "failed", record["verdict"]["reasons"], "", False)
+        self._keep(waiting.trial, record)
 
 
 def _lost_events(record: Mapping[str, Any]) -> bool:
