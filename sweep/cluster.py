@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sweep import interrupt, session
+from sweep.code import code_hash
 from sweep.errors import ClusterError, first_line
 from sweep.placement import SLOT, Node, resources_of
-from sweep.plan import code_hash
 from tasks import machine
 from tasks.machine import Offer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from sweep.plan import code_hash
+from sweep.code import code_hash
 from tasks import lease, machine
 from tasks.launch import Outcome, launched
 from tasks.spec import TrialSpec
