@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sweep.code import code_hash
 from sweep.errors import first_line
 from sweep.placement import SLOT, Node
-from sweep.plan import code_hash
 from tasks.machine import Offer
 
 #: Label by which a machine is known again after its Ray was started anew (`sweep.node` sets it).

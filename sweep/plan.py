@@ -9,13 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import analysis
-import tasks
 from sweep.cells import Cells
+from sweep.code import digest, digest_of
 from sweep.definition import SCENARIO, Order, Sweep
 from sweep.errors import ConfigError
 
@@ -36,8 +33,7 @@ class Trial:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The half of the trial's identity that the plan knows: its configuration and the code that runs it."""
-        plan = {"config": self.config, "code": code_hash()}
-        return {"plan": digest(plan), "code": code_hash()}
+        return {"plan": {"config": digest(self.config), "code": digest_of(self.config)}}
 
 
 class Grid:
@@ -135,22 +131,3 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def digest(value: Any) -> str:
-    """Return a short hash of JSON values, the same whatever the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def code_hash() -> str:
-    """Return a hash of the code that a node runs: `tasks` with its scripts, and the schemas."""
-    root = Path(tasks.__file__).parent
-    files = [p for p in sorted(root.rglob("*")) if p.suffix in (".py", ".bt")]
-    files.append(Path(analysis.__file__).parent / "schema.py")
-    if (scripts := root.parent / "bpftrace").is_dir() and not (root / "bpftrace").is_dir():
-        files += sorted(scripts.glob("*.bt"))
-    content = hashlib.sha256()
-    for path in files:
-        content.update(path.name.encode() + b"\0" + path.read_bytes())
-    return content.hexdigest()[:16]

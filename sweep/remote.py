@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 
+from sweep.code import code_hash
 from sweep.membership import pinned
 from sweep.placement import Placement
-from sweep.plan import code_hash
 from tasks import lease, machine
 from tasks.launch import Outcome, launched
 from tasks.spec import TrialSpec

@@ -1,0 +1,145 @@
+"""The code that runs on nodes, file by file: which of it a workload's trials depend on, and its hashes.
+
+A file of `tasks/workloads` or `tasks/jobs` counts for the workloads that reach it: by imports, or by naming the script.
+One that nobody reaches, and everything else, counts for all: what is overlooked here makes trials run once too often,
+never once too seldom.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import analysis
+import tasks
+from tasks.workloads import WORKLOADS
+
+#: Folders whose files can belong to single workloads.
+_OWNED = ("tasks/workloads/", "tasks/jobs/")
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of JSON values, the same whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the code that a node runs: `tasks` with its scripts, and the schemas."""
+    return digest(_hashes())
+
+
+def code_of(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the files that a trial with this configuration depends on, by path, with a short hash of each."""
+    tracer, stacks = config["trace"]["tracer"], bool(config["trace"].get("stacks"))
+    return _code(config["workload"]["kind"], tracer in ("auto", "bpftrace"), stacks)
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """Return one hash of the files of `code_of`; a run tells by it which files they were."""
+    tracer, stacks = config["trace"]["tracer"], bool(config["trace"].get("stacks"))
+    return _digest(config["workload"]["kind"], tracer in ("auto", "bpftrace"), stacks)
+
+
+@cache
+def _digest(kind: str, bpftrace: bool, stacks: bool) -> str:
+    return digest(_code(kind, bpftrace, stacks))
+
+
+@cache
+def _code(kind: str, bpftrace: bool, stacks: bool) -> dict[str, str]:
+    apart = {"bpftrace/requests.bt": bpftrace, "bpftrace/stacks.bt": stacks}
+    owners = _owners()
+    return _foreign(kind) | {
+        path: told
+        for path, told in _hashes().items()
+        if (path not in owners or kind in owners[path]) and apart.get(path, True)
+    }
+
+
+def _foreign(kind: str) -> dict[str, str]:
+    """Return the file of a workload that lies in a package of somebody else's."""
+    module = WORKLOADS[kind]
+    found = None if module.startswith("tasks.") else importlib.util.find_spec(module)
+    return {found.origin: _hash(Path(found.origin))} if found and found.origin else {}
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """Return the files that a node runs by their paths in the project."""
+    root = Path(tasks.__file__).parent
+    found = [p for p in sorted(root.rglob("*")) if p.suffix in (".py", ".bt")]
+    found.append(Path(analysis.__file__).parent / "schema.py")
+    if (scripts := root.parent / "bpftrace").is_dir() and not (root / "bpftrace").is_dir():
+        found += sorted(scripts.glob("*.bt"))
+    return {_path_of(file, root.parent): file for file in found}
+
+
+def _path_of(file: Path, root: Path) -> str:
+    """Return a file's path in the project, the same from a clone and from an installed package."""
+    if file.suffix == ".bt":
+        return f"bpftrace/{file.name}"
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else f"{file.parent.name}/{file.name}"
+
+
+@cache
+def _hashes() -> dict[str, str]:
+    return {path: _hash(file) for path, file in _files().items()}
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+
+
+@cache
+def _owners() -> dict[str, frozenset[str]]:
+    """Return, for each file that single workloads own, the kinds of those."""
+    files = _files()
+    owned = [path for path in files if path.startswith(_OWNED) and not path.endswith("/__init__.py")]
+    shared = set(_reached([path for path in files if path not in owned]))
+    found: dict[str, set[str]] = {}
+    for kind, module in WORKLOADS.items():
+        for path in _reached([f"{module.replace('.', '/')}.py"]):
+            found.setdefault(path, set()).add(kind)
+    return {path: frozenset(found[path]) for path in owned if path in found and path not in shared}
+
+
+def _reached(paths: Iterable[str]) -> Iterator[str]:
+    """Yield these files and those of `_OWNED` that they lead to."""
+    waiting, seen = [path for path in paths if path in _files()], set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            yield path
+            waiting += [other for other in _named(path) if other in _files() and other.startswith(_OWNED)]
+
+
+@cache
+def _named(path: str) -> tuple[str, ...]:
+    """Return what a file may lead to: modules that it imports, scripts that it names, as paths."""
+    source = _files()[path].read_bytes()
+    if path.endswith(".bt") or not (path.startswith(_OWNED) or b"jobs" in source or b"workloads" in source):
+        return ()
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [path for name in node.names for path in _paths_of(name.name)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{name.name}" for name in node.names)]
+            found += [path for name in names for path in _paths_of(name)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".py"):
+            found.append(f"tasks/jobs/{node.value.rpartition('/')[2]}")
+    return tuple(dict.fromkeys(found))
+
+
+def _paths_of(module: str) -> tuple[str, str]:
+    """Return where a module could lie: in the project, or beside the other scripts that jobs import by bare name."""
+    path = module.replace(".", "/")
+    return f"{path}.py", f"tasks/jobs/{path}.py"
