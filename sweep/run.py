@@ -23,7 +23,7 @@ from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.placement import Node, place_all
-from sweep.plan import Grid
+from sweep.plan import Grid, Trial
 from tasks import interpreter, lease
 from tasks.machine import user_name
 
@@ -124,9 +124,11 @@ def _tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder:
 
 
 def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mapping[str, Any]) -> int:
-    states = [r["verdict"]["state"] for r in records.values()]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("valid", "invalid", "failed") if s in states)
-    print(f"{progress.counted(total, 'trial')}: {counts}")
+    states = [r["verdict"]["state"] for r in records.values() if not r.get("warmup")]
+    warm = [r["verdict"]["state"] for r in records.values() if r.get("warmup")]
+    print(f"{progress.counted(total - len(warm), 'trial')}: {_counts(states)}")
+    if warm:
+        print(f"{progress.counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
     by_reason: dict[str, list[str]] = {}
     for name, reason in drawn["ruled_out"].items():
         by_reason.setdefault(reason, []).append(name)
@@ -137,6 +139,10 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], total: int, drawn: Mappi
     if drawn["report"]:
         print(f"report:  {_shown(Path(drawn['report']))}")
     return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
+
+
+def _counts(states: Sequence[str]) -> str:
+    return ", ".join(f"{states.count(state)} {state}" for state in ("valid", "invalid", "failed") if state in states)
 
 
 def _shown(path: Path) -> str:
@@ -181,10 +187,16 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], optio
             **interpreter.installed(["ray", "polars", "altair"]),
         },
         "nodes": [_node_record(n) for n in nodes],
-        "plan": [{"id": t.id, "slug": t.slug, "cell": dict(t.cell), "repeat": t.repeat} for t in plan.trials],
+        "plan": [_plan_entry(t) for t in plan.trials],
+        "skipped": [{"id": words, "reason": reason} for words, reason in plan.skipped],
         "figures": list(sweep.figures),
         "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml")],
     }
+
+
+def _plan_entry(trial: Trial) -> dict[str, Any]:
+    entry = {"id": trial.id, "slug": trial.slug, "cell": dict(trial.cell), "repeat": trial.repeat}
+    return entry | ({"warmup": True} if trial.warmup else {})
 
 
 def _node_record(node: Node) -> dict[str, Any]:

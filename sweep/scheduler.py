@@ -116,6 +116,7 @@ class Scheduler:
             token=f"{self._key}-{self._count}",
             config=dict(config),
             fingerprint=trial.fingerprint,
+            warmup=trial.warmup,
         )
 
     def _submit(self, trial: Trial, attempt: int, placement: Placement) -> None:
