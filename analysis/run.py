@@ -47,6 +47,11 @@ class Trial:
         return self.record.get("repeat")
 
     @property
+    def warmup(self) -> bool:
+        """Whether the trial was run first and is not counted."""
+        return bool(self.record.get("warmup"))
+
+    @property
     def attempt(self) -> int:
         return int(self.record.get("attempt") or 1)
 
@@ -100,7 +105,7 @@ class Trial:
 
 
 class Run:
-    """A run folder. `trials` that are not published (no `trial.json`) are not there."""
+    """A run folder. Trials that are not published (no `trial.json`) are not there, and warm-ups are kept apart."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,12 +124,26 @@ class Run:
 
     @property
     def plan(self) -> list[dict[str, Any]]:
+        """The entries of the plan that count: all but its warm-ups."""
+        return [entry for entry in self._entries if not entry.get("warmup")]
+
+    @property
+    def _entries(self) -> list[dict[str, Any]]:
         return [entry for entry in self.record.get("plan") or [] if isinstance(entry, dict)]
 
-    @cached_property
+    @property
     def published(self) -> list[Trial]:
-        """The published trials in plan order, then any that the plan does not know."""
-        order = {entry.get("slug"): place for place, entry in enumerate(self.plan)}
+        """The published trials that count in plan order, then any that the plan does not know."""
+        return [trial for trial in self._found if not trial.warmup]
+
+    @property
+    def warmups(self) -> list[Trial]:
+        """The published warm-ups, in plan order: trials that were run first, and that nothing else here counts."""
+        return [trial for trial in self._found if trial.warmup]
+
+    @cached_property
+    def _found(self) -> list[Trial]:
+        order = {entry.get("slug"): place for place, entry in enumerate(self._entries)}
         folder = self.path / "trials"
         slugs = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         slugs.sort(key=lambda slug: (order.get(slug, len(order)), slug))
@@ -142,13 +161,13 @@ class Run:
         return [entry for entry in self.plan if entry.get("slug") not in there]
 
     def trial(self, name: str | Trial) -> Trial:
-        """Return the trial with this id or slug."""
+        """Return the trial with this id or slug; a warm-up too."""
         if isinstance(name, Trial):
             return name
-        for trial in self.published:
+        for trial in self._found:
             if name in (trial.id, trial.slug):
                 return trial
-        hint = nearest(str(name), (trial.id for trial in self.published))
+        hint = nearest(str(name), (trial.id for trial in self._found))
         raise AnalysisError(f"{self.path}: no trial {name!r}; {hint}")
 
     def trials(self) -> pd.DataFrame:

@@ -87,7 +87,8 @@ class RunStore:
         folder.rename(final)
         _sync(final.parent)
         self._published[slug] = token
-        self._summary.add(slug, summary.summary_rows(load_trial(final)))
+        if not record.get("warmup"):
+            self._summary.add(slug, summary.summary_rows(load_trial(final)))
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:
         """Return the record that the attempt `token` published of the trial `slug`, or None where it did not."""

@@ -69,8 +69,9 @@ class Cells:
         return not meets["exclude"] and (not self._conditions["only"] or bool(meets["only"]))
 
     def config(self, places: Places) -> dict[str, Any]:
-        """Return the configuration of one cell, every key present; raise ConfigError where it makes no sense.
+        """Return the configuration of one cell, every key present; raise ConfigError where a value of it is wrong.
 
+        Values that may each be right but make no sense together are an ImpossibleError.
         Cells share sections: nothing of it may be changed.
         """
         if self._first is None:

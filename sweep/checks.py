@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf, errors
 
 from sweep.definition import SECTIONS, Definition
-from sweep.errors import ConfigError, first_line
+from sweep.errors import ConfigError, ImpossibleError, first_line
 from sweep.trees import flattened
 from sweep.values import nearest, typed
 from tasks import workloads
@@ -84,7 +84,7 @@ def check_workload(source: str, workload: dict[str, Any]) -> int:
     """Refuse a workload that makes no sense; return the bytes of room that its offload files need."""
     made = workloads.of_config({"workload": workload})
     for problem in made.problems():
-        raise ConfigError(source, f"workload.{problem.key}", problem.text)
+        raise ImpossibleError(source, f"workload.{problem.key}", problem.text)
     return made.space_bytes()
 
 
@@ -96,11 +96,11 @@ def check_storage(source: str, section: dict[str, Any], needed: int) -> None:
     _check_queue(source, storage.queue)
     if storage.device and storage.kind is not StorageKind.device:
         text = f"would not be used: storage.kind is {storage.kind.name}"
-        raise ConfigError(source, "storage.device", text, "set storage.kind=device to measure that device")
+        raise ImpossibleError(source, "storage.device", text, "set storage.kind=device to measure that device")
     if storage.kind is StorageKind.directory:
         if storage.mkfs_options:
             text = "nothing is made in an existing directory: its filesystem is used as it is"
-            raise ConfigError(source, "storage.mkfs_options", text)
+            raise ImpossibleError(source, "storage.mkfs_options", text)
         return
     if storage.fs not in FILESYSTEMS:
         raise ConfigError(source, "storage.fs", f"cannot make {storage.fs!r}", nearest(storage.fs, FILESYSTEMS))
@@ -136,21 +136,22 @@ def _check_device(source: str, storage: Storage) -> None:
         text = f"must be true for storage.kind=device: each trial makes a new {storage.fs} on {storage.device}"
         raise ConfigError(source, "storage.allow_format", text)
     if storage.path:
-        raise ConfigError(source, "storage.path", "would not be used: storage.device says where the filesystem is made")
+        text = "would not be used: storage.device says where the filesystem is made"
+        raise ImpossibleError(source, "storage.path", text)
 
 
 def _check_image(source: str, storage: Storage, needed: int) -> None:
     if storage.trim:
         text = "a trial makes a new loop image, with nothing to trim; it is for storage.kind directory and device"
-        raise ConfigError(source, "storage.trim", text)
+        raise ImpossibleError(source, "storage.trim", text)
     if storage.backing is Backing.tmpfs and storage.path:
-        raise ConfigError(source, "storage.path", "storage.backing=tmpfs has its own place; leave storage.path out")
+        raise ImpossibleError(source, "storage.path", "storage.backing=tmpfs has its own place; leave storage.path out")
     try:
         image_bytes = parse_bytes(storage.image_size)
     except ValueError as e:
         raise ConfigError(source, "storage.image_size", str(e)) from None
     if problem := too_small(image_bytes, storage.fs, needed):
-        raise ConfigError(source, "storage.image_size", problem)
+        raise ImpossibleError(source, "storage.image_size", problem)
 
 
 def too_small(device_bytes: int, fs: str, needed: int) -> str | None:

@@ -146,11 +146,16 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
     else:
         placements = Placements([cluster.here()])
     placements.check(plan.trials, sweep.source)
-    cells = sum(trial.repeat == 1 for trial in plan.trials)
-    repeats = f"{'up to ' if cells * sweep.repeats > len(plan.trials) else ''}{counted(sweep.repeats, 'repeat')}"
-    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}, {counted(cells, 'cell')} x {repeats}")
+    warmups = sum(trial.warmup for trial in plan.trials)
+    cells = sum(trial.repeat == 1 and not trial.warmup for trial in plan.trials)
+    all_same = cells * sweep.repeats == len(plan.trials) - warmups
+    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
+    beside = f", {counted(warmups, 'warm-up')} of them" if warmups else ""
+    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}{beside}, {counted(cells, 'cell')} x {repeats}")
     for text in plan.idle:
         print(f"note: no cell meets {text}")
+    for words, reason in plan.skipped:
+        print(f"left out: {words}: {reason}")
     if sweep.description:
         print(sweep.description)
     width = max(len(t.id) for t in plan.trials)

@@ -18,16 +18,16 @@ from analysis import figures as drawing
 from analysis.errors import AnalysisError
 from sweep.cells import Cells
 from sweep.checks import interpolated, workload_kind
-from sweep.definition import SCENARIO, SECTIONS, Axis, Definition, Order, Sweep
-from sweep.errors import ConfigError, first_line
+from sweep.definition import REPEAT, SCENARIO, SECTIONS, WARMUP, Axis, Definition, OnImpossible, Order, Sweep
+from sweep.errors import ConfigError, ImpossibleError, first_line
 from sweep.trees import copied, flattened, merged_over, put, section_at
 from sweep.values import check_shape, documented, nearest, shown, typed
 from tasks import workloads
 from tasks.files import conf_dir
 from tasks.spec import Limits, Storage, Trace
 
-#: More repeats than this are a slip of the hand.
-_MOST_REPEATS = 10_000
+#: More repeats or warm-ups than this are a slip of the hand, as is a longer rest than a day.
+_MOST_REPEATS, _MOST_COOLDOWN_S = 10_000, 86_400
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -35,7 +35,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)(grid|zip)\.(.+)")
 
 #: Keys of the whole sweep, which one scenario cannot have.
-_OF_THE_WHOLE = ("name", "description", "figures", "order", "seed", "extends", "scenarios", "scale", "scales")
+_OF_THE_WHOLE = (
+    *("name", "description", "figures", "order", "seed", "cooldown_s", "on_impossible"),
+    *("extends", "scenarios", "scale", "scales"),
+)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -339,9 +342,11 @@ def _checked_scenarios(
     parts = {name: _checked_cells(f"{source}, scenarios.{name}", raw, inherited, known) for name, raw in raws.items()}
     first = next(iter(parts.values()))
     figures = tuple(dict.fromkeys(figure for part in parts.values() for figure in part.figures))
-    most = max(part.repeats for part in parts.values())
-    whole = Sweep(source, first.name, first.description, most, figures, (), {}, scenarios=parts)
-    return replace(whole, order=first.order, seed=first.seed)
+    most = {name: max(vars(part)[name] for part in parts.values()) for name in ("repeats", "warmups")}
+    whole = replace(
+        first, source=source, figures=figures, axes=(), base={}, together=(), exclude=(), only=(), known=known, **most
+    )
+    return replace(whole, scenarios=parts)
 
 
 def _axis_values(raws: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
@@ -388,11 +393,16 @@ def _checked_cells(
     told = typed(source, Definition, interpolated(source, first), "")
     if not _NAME.fullmatch(told["name"]):
         raise ConfigError(source, "name", f"{told['name']!r} cannot name a folder: use letters, digits, . _ and -")
-    if not 1 <= told["repeats"] <= _MOST_REPEATS:
-        raise ConfigError(source, "repeats", f"must be 1 to {_MOST_REPEATS}, not {told['repeats']}")
+    for name, least, most in (("repeats", 1, _MOST_REPEATS), ("warmups", 0, _MOST_REPEATS)):
+        if not least <= told[name] <= most:
+            raise ConfigError(source, name, f"must be {least} to {most}, not {told[name]}")
+    if not 0 <= told["cooldown_s"] <= _MOST_COOLDOWN_S:
+        text = f"must be 0 to {_MOST_COOLDOWN_S} seconds, not {told['cooldown_s']}"
+        raise ConfigError(source, "cooldown_s", text)
     sweep = Sweep(source, told["name"], told["description"], told["repeats"], (), axes, raw, together)
     sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
-    sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told))
+    sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told), warmups=told["warmups"])
+    sweep = replace(sweep, cooldown_s=told["cooldown_s"], on_impossible=OnImpossible[told["on_impossible"]])
     return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
 
 
@@ -409,8 +419,10 @@ def _chosen_figures(sweep: Sweep, figures: Sequence[str] | None) -> tuple[str, .
     if figures is not None:
         return tuple(figures)
     cells = Cells(sweep)
-    first = next(cells.places(), None)
-    return () if first is None else _figures(cells.config(first)["workload"], sweep.axes)
+    for places in cells.places():
+        with suppress(*([ImpossibleError] if sweep.on_impossible is OnImpossible.skip else [])):
+            return _figures(cells.config(places)["workload"], sweep.axes)
+    return ()
 
 
 def _check_figures(sweep: Sweep) -> None:
@@ -507,7 +519,9 @@ def _axes(
         if twice and section == "grid":
             raise ConfigError(source, where, f"lists {twice[0]!r} twice; set repeats for more trials of a cell")
         last = path.rsplit(".", 1)[-1]
-        axes.append(Axis(path, path if lasts.count(last) > 1 or last == SCENARIO else last, tuple(values)))
+        axes.append(
+            Axis(path, path if lasts.count(last) > 1 or last in (SCENARIO, REPEAT, WARMUP) else last, tuple(values))
+        )
     return tuple(axes)
 
 
@@ -531,6 +545,7 @@ def as_yaml(sweep: Sweep) -> str:
     else:
         value |= _cells_of(sweep)
     value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
+    value |= {"cooldown_s": sweep.cooldown_s, "on_impossible": sweep.on_impossible.name}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text
 
@@ -550,5 +565,5 @@ def _cells_of(sweep: Sweep) -> dict[str, Any]:
     groups = [{sweep.axes[place].path: list(sweep.axes[place].values) for place in one} for one in sweep.together]
     value["grid"] = {path: values for group in groups if len(group) == 1 for path, values in group.items()}
     value["zip"] = [group for group in groups if len(group) > 1]
-    value |= {"exclude": list(sweep.exclude), "only": list(sweep.only), "repeats": sweep.repeats}
-    return value
+    value |= {"exclude": list(sweep.exclude), "only": list(sweep.only)}
+    return value | {"repeats": sweep.repeats, "warmups": sweep.warmups}

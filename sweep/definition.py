@@ -12,8 +12,8 @@ from tasks.spec import Ceiling, Limits, Storage, Trace, key
 #: Sections of a trial's configuration beside its workload.
 SECTIONS = ("storage", "trace", "ceiling", "limits")
 
-#: Word of a trial's id that names its scenario.
-SCENARIO = "scenario"
+#: Words of a trial's id beside those of its axes: its scenario, and which repeat or warm-up of its cell it is.
+SCENARIO, REPEAT, WARMUP = "scenario", "rep", "warmup"
 
 
 class Order(Enum):
@@ -22,6 +22,13 @@ class Order(Enum):
     interleaved = "interleaved"
     listed = "listed"
     random = "random"
+
+
+class OnImpossible(Enum):
+    """What becomes of a cell that no node could run."""
+
+    error = "error"
+    skip = "skip"
 
 
 @dataclass
@@ -51,6 +58,11 @@ class Definition:
         dict, "by name, keys laid over the sweep, for cells of its own: another workload, limits, grid, repeats"
     )
     repeats: int = key(1, "trials of each cell")
+    warmups: int = key(0, "trials of each cell that are run first and not counted")
+    cooldown_s: float = key(0.0, "rest of a drive between two trials on it, in seconds")
+    on_impossible: OnImpossible = key(
+        OnImpossible.error, "a cell that no node could run is an error, or left out with its reason told (skip)"
+    )
     figures: list[str] | None = key(None, "figures to draw; default: what suits the workload")
     scale: str | None = key(None, "name of the entry of scales to lay over this sweep: scale=small")
     scales: dict[str, Any] = key(dict, "by name, keys to change together, such as those that fit a small machine")
@@ -87,4 +99,7 @@ class Sweep:
     known: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     order: Order = Order.interleaved
     seed: int | None = None
+    warmups: int = 0
+    cooldown_s: float = 0.0
+    on_impossible: OnImpossible = OnImpossible.error
     scenarios: Mapping[str, Sweep] = field(default_factory=dict)

@@ -10,6 +10,7 @@ class UserError(Exception):
 
     UserError
     ├── ConfigError      a sweep file or an override is wrong
+    │   └── ImpossibleError  values of one cell make no sense together
     ├── ExpressionError  a condition on axes cannot be read
     ├── PlacementError   no node can run a trial of the sweep
     └── ClusterError     the Ray cluster cannot be reached
@@ -22,7 +23,13 @@ class ConfigError(UserError):
     def __init__(self, where: str, key: str | None, problem: str, help_text: str = "") -> None:
         """Say that `key` in the file `where` has `problem`, and what to do."""
         place = f"{where}: {key}" if key else where
+        #: The key and what is wrong with it, in one line, for where many are listed.
+        self.problem = f"{key}: {problem}" if key else problem
         super().__init__(f"{place}: {problem}" + (f"\n  {help_text}" if help_text else ""))
+
+
+class ImpossibleError(ConfigError):
+    """Values of a cell that may each be right make no sense together: no node could ever run it."""
 
 
 class ExpressionError(UserError):

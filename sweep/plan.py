@@ -13,8 +13,8 @@ from typing import Any
 
 from sweep.cells import Cells
 from sweep.code import digest, digest_of
-from sweep.definition import SCENARIO, Order, Sweep
-from sweep.errors import ConfigError
+from sweep.definition import REPEAT, SCENARIO, WARMUP, OnImpossible, Order, Sweep
+from sweep.errors import ConfigError, ImpossibleError
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -22,13 +22,17 @@ _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
 
 @dataclass(frozen=True)
 class Trial:
-    """One repeat of one cell. `cell` holds values by axis label, `config` everything the node is told."""
+    """One repeat of one cell. `cell` holds values by axis label, `config` everything the node is told.
+
+    A warm-up is run before the repeats of its cell, and not counted; `repeat` says which of the warm-ups it is.
+    """
 
     id: str
     slug: str
     cell: Mapping[str, Any]
     repeat: int
     config: Mapping[str, Any] = field(repr=False)
+    warmup: bool = False
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -39,13 +43,16 @@ class Trial:
 class Grid:
     """The plan of a grid: all trials at once.
 
-    By default repeats are spread over time, so that a drift touches every cell alike.
+    By default repeats are spread over time, so that a drift touches every cell alike. The warm-ups of a cell come
+    right before the first of its repeats, whatever the order.
     """
 
     def __init__(self, sweep: Sweep) -> None:
-        """Expand `sweep`; raises ConfigError where a cell makes no sense."""
+        """Expand `sweep`; raises ConfigError where a cell makes no sense, unless the sweep says to skip those."""
         #: Conditions that no cell met, as they stand in the file.
         self.idle: list[str] = []
+        #: Cells that were left out because they make no sense, each with the reason.
+        self.skipped: list[tuple[str, str]] = []
         self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
         self._asked = False
 
@@ -60,7 +67,7 @@ class Grid:
         met: dict[str, Counter[str]] = {"exclude": Counter(), "only": Counter()}
         for named, part in scenarios or [({}, sweep)]:
             made = Cells(part, named)
-            cells += _cells(part, named, made)
+            cells += self._possible(part, named, made)
             for section, counts in met.items():
                 counts.update({text: made.met[section][text] for text in getattr(part, section)})
         self.idle = [f"{section}: {text}" for section, counts in met.items() for text, n in counts.items() if not n]
@@ -72,7 +79,40 @@ class Grid:
             turns.sort(key=lambda turn: turn[1])
         elif sweep.order is Order.random:
             random.Random(sweep.seed).shuffle(turns)
-        yield from (cells[place].trial(repeat) for repeat, place in turns if repeat <= cells[place].repeats)
+        warm: set[int] = set()
+        for repeat, place in turns:
+            if repeat > cells[place].repeats:
+                continue
+            if place not in warm:
+                warm.add(place)
+                yield from (cells[place].trial(n, warmup=True) for n in range(1, cells[place].warmups + 1))
+            yield cells[place].trial(repeat)
+
+    def _possible(self, sweep: Sweep, named: Mapping[str, Any], cells: Cells) -> list[_Cell]:
+        """Return the cells of a sweep without scenarios; `named` are values beside its axes.
+
+        Those that make no sense are told in `skipped` where the sweep says so, unless that is all of them.
+        """
+        first = [word(label, value) for label, value in named.items()]
+        words = [[word(axis.label, value) for value in axis.values] for axis in sweep.axes]
+        found: list[_Cell] = []
+        refused: list[tuple[str, ImpossibleError]] = []
+        for places in cells.places():
+            turns = list(enumerate(places))
+            values = {sweep.axes[axis].label: sweep.axes[axis].values[place] for axis, place in turns}
+            own = (*first, *(words[axis][place] for axis, place in turns))
+            try:
+                config = cells.config(places)
+            except ImpossibleError as error:
+                if sweep.on_impossible is OnImpossible.error:
+                    raise
+                refused.append((",".join(own), error))
+            else:
+                found.append(_Cell({**named, **values}, own, config, sweep.repeats, sweep.warmups))
+        if refused and not found:
+            raise refused[0][1]
+        self.skipped += [(words, error.problem) for words, error in refused]
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,22 +123,12 @@ class _Cell:
     words: tuple[str, ...]
     config: Mapping[str, Any]
     repeats: int
+    warmups: int
 
-    def trial(self, repeat: int) -> Trial:
-        """Return one of its repeats."""
-        identity = identity_of(self.words, repeat)
-        return Trial(identity, slug_of(identity), self.values, repeat, self.config)
-
-
-def _cells(sweep: Sweep, named: Mapping[str, Any], cells: Cells) -> Iterator[_Cell]:
-    """Yield the cells of a sweep without scenarios; `named` are values beside its axes."""
-    first = [word(label, value) for label, value in named.items()]
-    words = [[word(axis.label, value) for value in axis.values] for axis in sweep.axes]
-    for places in cells.places():
-        turns = list(enumerate(places))
-        values = {sweep.axes[axis].label: sweep.axes[axis].values[place] for axis, place in turns}
-        own = (*first, *(words[axis][place] for axis, place in turns))
-        yield _Cell({**named, **values}, own, cells.config(places), sweep.repeats)
+    def trial(self, repeat: int, warmup: bool = False) -> Trial:
+        """Return one of its repeats, or one of its warm-ups."""
+        identity = identity_of(self.words, repeat, warmup)
+        return Trial(identity, slug_of(identity), self.values, repeat, self.config, warmup)
 
 
 def word(label: str, value: Any) -> str:
@@ -106,9 +136,9 @@ def word(label: str, value: Any) -> str:
     return f"{label}={_text(value)}"
 
 
-def identity_of(words: Sequence[str], repeat: int) -> str:
-    """Return the id of one repeat of the cell that `words` tell."""
-    return ",".join([*words, f"rep={repeat}"])
+def identity_of(words: Sequence[str], repeat: int, warmup: bool = False) -> str:
+    """Return the id of one repeat, or one warm-up, of the cell that `words` tell."""
+    return ",".join([*words, f"{WARMUP if warmup else REPEAT}={repeat}"])
 
 
 def slug_of(identity: str) -> str:

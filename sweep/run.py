@@ -24,7 +24,7 @@ from sweep.definition import Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.membership import Membership
 from sweep.placement import Node, Placements
-from sweep.plan import Grid
+from sweep.plan import Grid, Trial
 from tasks import interpreter, lease
 from tasks.machine import user_name
 
@@ -76,7 +76,7 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
 
     placements = Placements(nodes)
     placements.check(plan.trials, sweep.source)
-    policy = Policy(max_failures=options.max_failures, fail_fast=options.fail_fast)
+    policy = Policy(max_failures=options.max_failures, fail_fast=options.fail_fast, cooldown_s=sweep.cooldown_s)
     membership = Membership(nodes, started_locally=False) if options.address else None
     with interrupt.deferred():
         actor = analysis_actor.start(str(folder))
@@ -133,9 +133,11 @@ def _tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder:
 
 
 def _conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]) -> int:
-    states = [r["verdict"]["state"] for r in records.values()]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("valid", "invalid", "failed") if s in states)
-    print(f"{progress.counted(len(states), 'trial')}: {counts}")
+    states = [r["verdict"]["state"] for r in records.values() if not r["warmup"]]
+    warm = [r["verdict"]["state"] for r in records.values() if r["warmup"]]
+    print(f"{progress.counted(len(states), 'trial')}: {_counts(states)}")
+    if warm:
+        print(f"{progress.counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
     by_reason: dict[str, list[str]] = {}
     for name, reason in drawn["ruled_out"].items():
         by_reason.setdefault(reason, []).append(name)
@@ -146,6 +148,10 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]
     if drawn["report"]:
         print(f"report:  {_shown(Path(drawn['report']))}")
     return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
+
+
+def _counts(states: Sequence[str]) -> str:
+    return ", ".join(f"{states.count(state)} {state}" for state in ("valid", "invalid", "failed") if state in states)
 
 
 def _shown(path: Path) -> str:
@@ -190,10 +196,16 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], optio
             **interpreter.installed(["ray", "polars", "altair"]),
         },
         "nodes": [node.record() for node in nodes],
-        "plan": [{"id": t.id, "slug": t.slug, "cell": dict(t.cell), "repeat": t.repeat} for t in plan.trials],
+        "plan": [_plan_entry(t) for t in plan.trials],
+        "skipped": [{"id": words, "reason": reason} for words, reason in plan.skipped],
         "figures": list(sweep.figures),
         "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml")],
     }
+
+
+def _plan_entry(trial: Trial) -> dict[str, Any]:
+    entry = {"id": trial.id, "slug": trial.slug, "cell": dict(trial.cell), "repeat": trial.repeat}
+    return entry | ({"warmup": True} if trial.warmup else {})
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -165,6 +165,7 @@ class Scheduler:
             token=f"{self._key}-{self._count}",
             config=dict(config),
             fingerprint=trial.fingerprint,
+            warmup=trial.warmup,
         )
 
     def _submit(self, waiting: Waiting, placement: Placement) -> None:
@@ -227,8 +228,9 @@ class Scheduler:
 
     def _keep(self, trial: Trial, record: Mapping[str, Any]) -> None:
         # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
-        self.records[trial.id] = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
-        self._failures += record["verdict"]["state"] != "valid"
+        slim = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
+        self.records[trial.id] = slim | {"warmup": trial.warmup}
+        self._failures += not trial.warmup and record["verdict"]["state"] != "valid"
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -283,7 +285,7 @@ class Scheduler:
         again = [trial for trial in dict.fromkeys(streak) if self._is_worth_another(trial)]
         for trial in again:
             attempt = self.records.pop(trial.id)["attempt"]
-            self._failures -= 1
+            self._failures -= not trial.warmup
             self._backlog.push(trial, attempt + 1)
         ids = f"; once more elsewhere: {few([trial.id for trial in again])}" if again else ""
         self._progress.tell(f"node {node.name} is quarantined: its last {STREAK} trials were not valid{ids}")

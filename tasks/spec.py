@@ -141,6 +141,7 @@ class TrialSpec:
     token: str
     config: dict[str, Any]
     fingerprint: dict[str, Any]
+    warmup: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, the inverse of `TrialSpec(**value)`."""

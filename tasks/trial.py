@@ -105,6 +105,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "slug": spec.slug,
         "cell": spec.cell,
         "repeat": spec.repeat,
+        "warmup": spec.warmup,
         "attempt": spec.attempt,
         "fingerprint": dict(spec.fingerprint),
         "config": spec.config,

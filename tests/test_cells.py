@@ -13,7 +13,7 @@ from sweep.cells import Cells
 from sweep.checks import checked_trial
 from sweep.config import as_yaml, load
 from sweep.definition import Sweep
-from sweep.errors import ConfigError
+from sweep.errors import ConfigError, ImpossibleError
 from sweep.plan import Grid
 from sweep.trees import copied, put
 
@@ -188,3 +188,46 @@ def test_a_new_seed_is_written_down(tmp_path_factory: pytest.TempPathFactory) ->
     again.write_text(as_yaml(sweep))
     assert [trial.id for trial in Grid(load(str(again))).trials] == [trial.id for trial in Grid(sweep).trials]
     assert as_yaml(load(str(again))) == as_yaml(sweep)
+
+
+# --- cells that make no sense ----------------------------------------------------------------------------------------
+
+MIXED = {"storage.fs": ["xfs", "ext4"], "storage.image_size": ["64MiB", "1GiB"]}
+
+
+def made(tmp_path_factory: pytest.TempPathFactory, **keys: Any) -> Grid:
+    file = tmp_path_factory.mktemp("cells") / "sweep.yaml"
+    file.write_text(yaml.safe_dump(BASE | {"on_impossible": "skip"} | keys))
+    return Grid(load(str(file)))
+
+
+def test_impossible_cells_are_left_out_and_told(tmp_path_factory: pytest.TempPathFactory) -> None:
+    grid = made(tmp_path_factory, grid=MIXED, repeats=2)
+    assert [trial.id for trial in grid.trials] == [
+        f"fs={fs},image_size=1GiB,rep={n}" for n in (1, 2) for fs in ("xfs", "ext4")
+    ]
+    assert [words for words, _ in grid.skipped] == ["fs=xfs,image_size=64MiB", "fs=ext4,image_size=64MiB"]
+    assert "storage.image_size: 64 MiB are too small: xfs" in grid.skipped[0][1]
+
+
+def test_impossible_cells_are_an_error_unless_stated(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(ImpossibleError):
+        made(tmp_path_factory, grid=MIXED, on_impossible="error")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"grid": MIXED | {"storage.image_size": ["1MiB", "2MiB"]}}, "1 MiB are too small"),
+        ({"grid": {"storage.fs": ["xfs", "zfs"]}}, "storage.fs: cannot make 'zfs'"),
+        ({"grid": {"workload.loops": [1, "x"]}}, "workload.loops: must be a whole number"),
+        ({"grid": {"trace.tracer": ["none", "ftrac"]}}, "trace.tracer: no tracer 'ftrac'"),
+        ({"scenarios": {"a": {}, "b": {"storage": {"image_size": "1MiB"}}}}, "scenarios.b: storage.image_size: 1 MiB"),
+    ],
+)
+def test_what_no_other_value_would_mend_stays_an_error(
+    tmp_path_factory: pytest.TempPathFactory, keys: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(tmp_path_factory, **keys)
+    assert said in str(caught.value)

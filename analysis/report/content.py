@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,16 @@ from analysis.report import judged, measured, nodes
 from analysis.report.table import Cell, Column, Link, Row, Table, amount, number, text
 from analysis.report.words import command, flat, moment, seconds, told
 from analysis.run import STATES, TRIPLE, Run, Trial
-from analysis.units import UNKNOWN, duration_text
+from analysis.units import UNKNOWN, count_text, duration_text
 
 if TYPE_CHECKING:
     from analysis.figures import Drawn
 
 MISSING = "missing"
+
+#: Of the cells that were left out no more are named in the head.
+_MOST_LEFT_OUT = 5
+
 _TRIALS = (
     "Expected: what the workload should move. Traced: what the tracer saw complete. Counted: the device's own "
     "counters over the same window. = traced equals counted, ≠ they differ, ? they cannot be compared. Lost: "
@@ -123,7 +127,21 @@ def _facts(run: Run) -> tuple[Fact, ...]:
         *([] if imported else [Fact("Code", commit)]),
         Fact("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
         *([Fact("Files not used", "; ".join(unused))] if unused else []),
+        *_besides(run),
     )
+
+
+def _besides(run: Run) -> Iterator[Fact]:
+    """Yield what belongs to the run beside the trials that count."""
+    states = [trial.state for trial in run.warmups]
+    if states:
+        counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+        yield Fact("Warm-ups", f"{count_text(len(states), 'trial')} run first and not counted: {counts}")
+    skipped = [one for one in run.record.get("skipped") or [] if isinstance(one, Mapping)]
+    if skipped:
+        listed = "; ".join(f"{told(one.get('id'))} ({told(one.get('reason'))})" for one in skipped[:_MOST_LEFT_OUT])
+        more = f"; and {len(skipped) - _MOST_LEFT_OUT} more" if len(skipped) > _MOST_LEFT_OUT else ""
+        yield Fact("Left out", f"{count_text(len(skipped), 'cell')} as impossible: {listed}{more}")
 
 
 def _tally(run: Run) -> dict[str, int]:
