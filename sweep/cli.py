@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sweep import __version__, config, interrupt
 from sweep.definition import Definition, Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
-from sweep.placement import Placement, Placements, needs
+from sweep.placement import Placement, Placements, fit, needs
 from sweep.plan import Grid
 from sweep.progress import counted
 from sweep.values import documented
@@ -145,7 +145,7 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
             placements = Placements(nodes)
     else:
         placements = Placements([cluster.here()])
-    placements.check(plan.trials, sweep.source)
+    fit(sweep, plan, placements)
     warmups = sum(trial.warmup for trial in plan.trials)
     cells = sum(trial.repeat == 1 and not trial.warmup for trial in plan.trials)
     all_same = cells * sweep.repeats == len(plan.trials) - warmups

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweep.checks import too_small
+from sweep.definition import OnImpossible, Sweep
 from sweep.errors import PlacementError
-from sweep.plan import Trial
+from sweep.plan import Grid, Trial
 from tasks import workloads
 from tasks.machine import NEEDS_ROOT, Offer, Place
 from tasks.mounts import options_not_in_force
@@ -275,10 +276,17 @@ class Placements:
                 refused.setdefault(self.obstacles(trial), []).append(trial)
         return refused
 
-    def check(self, trials: Sequence[Trial], source: str) -> None:
-        """Raise PlacementError where there are trials that no node can run."""
-        if refused := self.impossible(trials):
-            raise PlacementError(_refusal(refused, source, len(trials)))
+
+def fit(sweep: Sweep, plan: Grid, placements: Placements) -> None:
+    """Leave out of `plan` what no node can run where the sweep says so; else, or where that is all, refuse it.
+
+    Raises PlacementError with the reason of each node.
+    """
+    refused = placements.impossible(plan.trials)
+    count = sum(map(len, refused.values()))
+    if refused and (sweep.on_impossible is OnImpossible.error or count == len(plan.trials)):
+        raise PlacementError(_refusal(refused, sweep.source, len(plan.trials)))
+    plan.leave_out({trial.id: "; ".join(reasons) for reasons, trials in refused.items() for trial in trials})
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

@@ -51,7 +51,7 @@ class Grid:
         """Expand `sweep`; raises ConfigError where a cell makes no sense, unless the sweep says to skip those."""
         #: Conditions that no cell met, as they stand in the file.
         self.idle: list[str] = []
-        #: Cells that were left out because they make no sense, each with the reason.
+        #: Cells that make no sense, and trials that no node can run, left out; each with the reason.
         self.skipped: list[tuple[str, str]] = []
         self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
         self._asked = False
@@ -60,6 +60,11 @@ class Grid:
         """Return the trials to run next, given the records of the finished ones by id: all of them, once."""
         asked, self._asked = self._asked, True
         return () if asked else self.trials
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Leave out these trials, by id; each reason is told in `skipped`."""
+        self.skipped += [(trial.id, reasons[trial.id]) for trial in self.trials if trial.id in reasons]
+        self.trials = tuple(trial for trial in self.trials if trial.id not in reasons)
 
     def _expanded(self, sweep: Sweep) -> Iterator[Trial]:
         scenarios = [({SCENARIO: name}, part) for name, part in sweep.scenarios.items()]

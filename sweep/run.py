@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.membership import Membership
-from sweep.placement import Node, Placements
+from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid, Trial
 from tasks import interpreter, lease
 from tasks.machine import user_name
@@ -51,7 +51,7 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     key, address = uuid.uuid4().hex[:8], options.address
     here = cluster.here()
     if address is None:
-        Placements([here]).check(plan.trials, sweep.source)
+        fit(sweep, plan, Placements([here]))
     folder = _new_folder(options.results, sweep.name)
     if address is None:
         session.clear_abandoned()
@@ -75,7 +75,9 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
     from sweep.scheduler import Policy, Scheduler
 
     placements = Placements(nodes)
-    placements.check(plan.trials, sweep.source)
+    fit(sweep, plan, placements)
+    for text, ids in _by_reason(plan.skipped).items():
+        print(f"left out: {few(ids)}: {text}")
     policy = Policy(max_failures=options.max_failures, fail_fast=options.fail_fast, cooldown_s=sweep.cooldown_s)
     membership = Membership(nodes, started_locally=False) if options.address else None
     with interrupt.deferred():
@@ -138,16 +140,21 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]
     print(f"{progress.counted(len(states), 'trial')}: {_counts(states)}")
     if warm:
         print(f"{progress.counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in drawn["ruled_out"].items():
-        by_reason.setdefault(reason, []).append(name)
-    for reason, names in by_reason.items():
+    for reason, names in _by_reason(drawn["ruled_out"].items()).items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"not drawn: {names[0]}{more}: {reason}")
     print(f"figures: {_shown(Path(drawn['run']) / 'figures')}")
     if drawn["report"]:
         print(f"report:  {_shown(Path(drawn['report']))}")
     return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
+
+
+def _by_reason(told: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return, for each reason, the names it was given for."""
+    found: dict[str, list[str]] = {}
+    for name, reason in told:
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def _counts(states: Sequence[str]) -> str:

@@ -355,7 +355,7 @@ def test_malformed_command_lines(
 ) -> None:
     argv, words = LINES[case]
     # The file is a good one on any machine, so that only what the case says is wrong.
-    monkeypatch.setattr("sweep.placement.Placements.check", lambda *a: None)
+    monkeypatch.setattr("sweep.run.fit", lambda *a: None)
     refused(argv, words, folder, capsys)
 
 
