@@ -190,14 +190,14 @@ class Scheduler:
             self._fail(running, f"node {running.node.name} lost the trial: {first_line(e)}", deserves_retry=True)
         else:
             record = answer["record"]
-            self._close(running, record, answer["log_tail"], _lost_events(record))
+            self._close(running, record, answer["log_tail"], _deserves_retry(record))
 
     def _fail(self, running: _Running, reason: str, deserves_retry: bool) -> None:
         """Publish a failed record for an attempt that did not publish its own before it was lost."""
         spec = running.spec
         published = ray.get(self._actor.published.remote(spec.slug, spec.token))
         if published:
-            self._close(running, published, "", _lost_events(published))
+            self._close(running, published, "", _deserves_retry(published))
             return
         record = self._publish_failed(spec, running.node.name, reason)
         self._close(running, record, "", deserves_retry)
@@ -318,8 +318,9 @@ class Scheduler:
         self._keep(waiting.trial, record)
 
 
-def _lost_events(record: Mapping[str, Any]) -> bool:
-    """Say whether the tracer missed something: the job was fine, and another attempt may be too."""
+def _deserves_retry(record: Mapping[str, Any]) -> bool:
+    """Say whether a tracer missed something, for the first time: the job was fine, another attempt may be too."""
     tracer = record["tracer"] or {}
     faults = ("lost", "unmatched", "duplicate", "out_of_order", "overtaken", "malformed", "blind")
-    return record["verdict"]["state"] == "invalid" and any(tracer.get(name) for name in faults)
+    missed = record["verdict"]["state"] == "invalid" and any(tracer.get(name) for name in faults)
+    return missed and record["attempt"] == 1

@@ -59,6 +59,10 @@ class Counters:
         }
 
 
+#: How long a device's counters must stand still before it is at rest.
+QUIET_S = 0.1
+
+
 @dataclass(frozen=True)
 class Device:
     """One block device: its kernel name (`loop0`, `nvme0n1p1`) and its major:minor."""
@@ -141,7 +145,7 @@ class Devices:
         first, *others = (d.counters() for d in self.members)
         return sum(others, first)
 
-    def settle(self, quiet_s: float = 0.1, limit_s: float = 60.0) -> Counters:
+    def settle(self, quiet_s: float = QUIET_S, limit_s: float = 60.0) -> Counters:
         """Wait until nothing is in flight and the counters stand still for `quiet_s`, then return them.
 
         Raises StorageError when a device is still busy after `limit_s`: somebody else is using it.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tasks.errors import TaskError
 from tasks.spec import TrialSpec
 from tasks.state import state_dir
+from tasks.supervisor import Request
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,27 +41,61 @@ def launched(spec: TrialSpec, announce: Callable[[str], None]) -> Iterator[Outco
     Raises TaskError where the trial's process died. Leaving early, by an exception too, stops the attempt and waits
     until it is cleaned up; if this process is killed, the supervisor cleans up by itself.
     """
-    # Not this process's standard error: a Ray worker's log, and who clears a dead Ray ends whoever has that open.
-    with (state_dir() / "supervisor.log").open("a") as errors:
+    with _supervisor() as (orders, events):
+        orders.write(json.dumps(spec.to_json()).encode() + b"\n")
+        orders.flush()
+        yield _outcome(events, announce)
+
+
+@contextmanager
+def _supervisor() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Start a supervisor and provide its standard input and output; at the end, wait until it has cleaned up."""
+    ours, theirs = os.pipe(), os.pipe()
+    with open(ours[1], "wb") as orders, open(theirs[0], "rb") as events:
+        # Not this process's standard error: a Ray worker's log, and who clears a dead Ray ends whoever has that open.
+        with (state_dir() / "supervisor.log").open("a") as errors:
+            try:
+                _send(Request(os.environ, (ours[0], theirs[1], errors.fileno())))
+            finally:
+                os.close(ours[0])
+                os.close(theirs[1])
+        try:
+            yield orders, events
+        finally:
+            orders.close()
+            events.read()  # its end: nothing of the attempt is left
+
+
+_doors: list[socket.socket] = []
+_asking = threading.Lock()
+
+
+def _send(request: Request) -> None:
+    """Send a request to this process's waiting supervisor, started where there is none or it was killed."""
+    with _asking:
+        try:
+            request.send(_doors[-1] if _doors else _opened(request))
+        except (BrokenPipeError, ConnectionResetError):
+            request.send(_opened(request))
+
+
+def _opened(first: Request) -> socket.socket:
+    near, far = socket.socketpair()
+    with far:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.supervisor"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+            [sys.executable, "-m", "tasks.supervisor", str(far.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=first.streams[2],
+            pass_fds=[far.fileno()],
             cwd=_ROOT,
             start_new_session=True,
         )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(spec.to_json()).encode() + b"\n")
-        process.stdin.flush()
-        yield _outcome(process.stdout, announce)
-    finally:
-        process.stdin.close()
-        process.stdout.read()  # its end: nothing of the attempt is left
-        process.stdout.close()
-        process.wait()
+    process.wait()  # it goes on in a child of its own
+    for door in _doors:
+        door.close()
+    _doors[:] = [near]
+    return near
 
 
 def _outcome(events: Any, announce: Callable[[str], None]) -> Outcome:

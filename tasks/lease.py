@@ -174,7 +174,9 @@ def end_processes(token: str, grace_s: float = 3.0) -> None:
     """End every other process of the attempt: SIGTERM, then SIGKILL after `grace_s`."""
     end = time.monotonic() + grace_s
     for sent, until in ((signal.SIGTERM, end), (signal.SIGKILL, end + 10)):
-        for pid in processes_of(token):
+        if not (pids := processes_of(token)):
+            return
+        for pid in pids:
             _kill(pid, sent)
         while processes_of(token) and time.monotonic() < until:
             time.sleep(0.05)

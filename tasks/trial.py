@@ -22,7 +22,7 @@ from analysis.schema import SCHEMA_VERSION
 from tasks import calibration, ceiling, cost, interpreter, machine, phases, provenance, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
-from tasks.device import boot_id, check_traceable
+from tasks.device import QUIET_S, boot_id, check_traceable
 from tasks.errors import StorageError, TaskError, TracerError
 from tasks.extents import Watch
 from tasks.jobs.free_space import is_full
@@ -227,7 +227,7 @@ class _Trial:
         seen: _Observed | None = None
         try:
             stacks = self._stacks.recording() if self._stacks else nullcontext()
-            with tracer.recording(), stacks, self._bystanders.watched():
+            with tracer.recording(), stacks, self._watched(found):
                 seen = self._observe(found, job, sampler, watch)
         except TracerError:
             if seen is not None:  # what the job itself measured outlives its tracer
@@ -241,6 +241,11 @@ class _Trial:
         # After the verdict: trouble with where files lie does not undo it.
         watch.write(self._spool / "extents.parquet", self._provenance)
         self._record["extents"] = watch.facts
+
+    def _watched(self, found: Volume) -> AbstractContextManager[None]:
+        """Watch other processes where their share of the I/O can be told: of a trace's, or of the drive beneath."""
+        told = self._trace.tracer in tracers.OF_REQUESTS or found.beneath() is not None
+        return self._bystanders.watched() if told else nullcontext()
 
     def _keep(self, job: Job, seen: _Observed, sampler: Sampler) -> phases.Report:
         """Write samples, phases, metrics and stacks, which need no trace, and return what the job reported."""
@@ -259,7 +264,9 @@ class _Trial:
     def _observe(self, found: Volume, job: Job, sampler: Sampler, watch: Watch) -> _Observed:
         """Run the job between two readings of the device's counters, with nothing in flight at either."""
         flush(found.offload_dir)
-        before, beneath = found.devices.settle(), found.beneath()
+        # With nothing to compare the counters to, it is enough that nothing is in flight.
+        quiet_s = 0.0 if self._trace.tracer == "none" else QUIET_S
+        before, beneath = found.devices.settle(quiet_s), found.beneath()
         drive_before = beneath.counters() if beneath else None
         begin_ns = time.monotonic_ns()
         memory: dict[str, Any] = {}
@@ -274,7 +281,7 @@ class _Trial:
             drain = self._drain(found)
         doubts = []
         try:
-            after = found.devices.settle()
+            after = found.devices.settle(quiet_s)
         except StorageError as e:  # what was measured is worth keeping, with its doubt
             after = found.devices.counters()
             doubts.append(str(e))
