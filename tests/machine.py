@@ -13,10 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 
 class Machine:
-    """Sweeps with a state folder of their own, and a look at what they leave on the machine."""
+    """Sweeps with a state folder of their own, and a look at what they leave on the machine.
 
-    def __init__(self, state, results):
-        self.state, self.results = state, results
+    `seen_by` is the pid of a process whose mounts are looked at, for hosts that have their own.
+    """
+
+    def __init__(self, state, results, seen_by="self"):
+        self.state, self.results, self._view = state, results, Path(f"/proc/{seen_by}")
         self.environment = os.environ | {"OFFLOAD_SWEEP_STATE": str(state)}
         self.before = set(self.everything())
 
@@ -40,12 +43,13 @@ class Machine:
 
     def resources(self):
         """Return mounts, loop devices, cgroups, tracing instances, images and folders of attempts."""
-        found = [line for line in Path("/proc/mounts").read_text().splitlines() if "offload-sweep-" in line]
+        found = [line for line in (self._view / "mounts").read_text().splitlines() if "offload-sweep-" in line]
         found += subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout.splitlines()
         found += [str(p) for p in Path("/sys/kernel/tracing/instances").glob("offload-sweep-*")]
         # below the hierarchy of cgroup v2, or below that of each controller of v1
         found += [str(p) for level in ("", "*/") for p in Path("/sys/fs/cgroup").glob(f"{level}offload-sweep-*")]
-        return found + [str(p) for folder in ("/dev/shm", self.state) for p in Path(folder).glob("offload-sweep-*")]
+        folders = (self._view / "root/dev/shm", self.state)
+        return found + [str(p) for folder in folders for p in folder.glob("offload-sweep-*")]
 
     def processes(self):
         """Return the processes of our sweeps; Ray's rename themselves, which hides their environment."""
@@ -83,14 +87,15 @@ class Attempt:
         self.token, self._machine = token, machine
         lease = json.loads((machine.state / "attempts" / token / "lease.json").read_text())
         self.held = {entry["kind"] for entry in lease["held"]}
-        self._supervisor = lease["owner"], lease["owner_start"]
+        supervisors = [int(line.split()[0]) for line in machine.processes() if "tasks.supervisor" in line]
+        self._supervisors = [(pid, process_start(pid)) for pid in supervisors]
+        assert self._supervisors
 
     def left(self):
         """Return everything of the attempt that is on the machine: what it holds, its processes, its supervisor."""
         found = [line for line in self._machine.resources() if self.token in line]
         found += [str(p) for p in (self._machine.state / "attempts").glob(f"{self.token}*")]
-        pid, start = self._supervisor
-        found += [f"supervisor {pid}"] if process_start(pid) == start else []
+        found += [f"supervisor {pid}" for pid, start in self._supervisors if process_start(pid) == start]
         return found + [f"process {pid}" for pid in _carrying(f"{TOKEN_VARIABLE}={self.token}".encode())]
 
     def gone_after_s(self, limit_s=30):

@@ -12,7 +12,7 @@ from sweep.plan import Grid
 from tasks import cgroup
 from tasks.lease import Lease, reap
 from tasks.machine import Offer, Place
-from tests.conftest import trial_config
+from tests.conftest import OURS, trial_config
 
 MIB = 1 << 20
 
@@ -43,7 +43,7 @@ def metric(record, name):
 
 def our_cgroups():
     root = cgroup.find().root
-    return [p.name for p in root.glob("offload-sweep-t-*")]
+    return [p.name for p in root.glob(f"{OURS}*")]
 
 
 @pytest.mark.root
