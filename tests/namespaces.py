@@ -119,12 +119,23 @@ def _forget(state: Path) -> None:
     for attempt in (state / "attempts").glob("*"):
         mark = f"offload-sweep-{attempt.name}"
         for instance in Path("/sys/kernel/tracing/instances").glob(f"{mark}*"):
-            instance.rmdir()
+            _remove(instance)
         for group in Path("/sys/fs/cgroup").glob(f"**/{mark}"):
-            group.rmdir()
+            _remove(group)
         for line in subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout.splitlines():
             if mark in line:
                 subprocess.run(["losetup", "--detach", line.partition(":")[0]], check=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of the kernel's, which may be in use for a moment after its user has ended."""
+
+    def removed() -> bool:
+        with suppress(OSError):
+            folder.rmdir()
+        return not folder.exists()
+
+    wait_for(removed, 10)
 
 
 class Host:

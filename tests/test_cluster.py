@@ -3,6 +3,8 @@
 import json
 import secrets
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,56 @@ def test_every_trial_runs_where_its_filesystem_is(cluster):
     assert "6 trials: 6 valid" in out
     where = {(r["cell"]["fs"], r["node"]["hostname"], r["storage"]["fs"]) for r in cluster.records()}
     assert where == {("ext4", "one", "ext4"), ("xfs", "two", "xfs"), ("btrfs", "three", "btrfs")}
+
+
+def test_faults(cluster):
+    """A host dies, another is cut off for 90 s, a third one joins late: the sweep ends by itself, nothing run twice."""
+    begin = time.monotonic()
+    process = cluster.start()
+    lines, errors = Lines(process.stdout), Lines(process.stderr)
+    lines.wait_for("on two")
+    lines.wait_for("on three")
+    time.sleep(3)
+    told(begin, "two dies, three is cut off for 90 s")
+    cluster.two.power_off()
+    cluster.three.cut_for(90)
+    time.sleep(20)
+    told(begin, "late joins")
+    cluster.join("late", "xfs")
+    code = process.wait(280)
+    told(begin, "the sweep has ended")
+    assert (code, errors.text()) == (0, "")
+    assert "9 trials: 9 valid" in lines.text()
+    check_each_once(cluster)
+
+
+def check_each_once(cluster):
+    records = cluster.records()
+    plan = json.loads((cluster.latest() / "run.json").read_text())["plan"]
+    assert sorted(r["id"] for r in records) == sorted(p["id"] for p in plan)
+    for record in records:
+        assert record["verdict"] == {"state": "valid", "reasons": []}
+        assert record["storage"]["fs"] == record["cell"]["fs"]
+
+
+def told(begin, what):
+    print(f"{time.monotonic() - begin:5.1f} s: {what}")
+
+
+class Lines:
+    """What a process prints, read as it comes."""
+
+    def __init__(self, stream):
+        self._lines = []
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    def _read(self, stream):
+        for line in stream:
+            print(f"  | {line}", end="")
+            self._lines.append(line)
+
+    def text(self):
+        return "".join(self._lines)
+
+    def wait_for(self, words, limit_s=90):
+        wait_for(lambda: words in self.text(), limit_s)
