@@ -66,9 +66,15 @@ class Network:
         self.hosts: list[Host] = []
         self.timers: list[threading.Timer] = []
 
-    def host(self, name: str, fs: str, service: Callable[[Host], Sequence[str]]) -> Host:
-        """Switch a new host on: with a drive of this filesystem, and what `service` says as its one service."""
+    def host(
+        self, name: str, fs: str, service: Callable[[Host], Sequence[str]], before: Sequence[Sequence[str]] = ()
+    ) -> Host:
+        """Switch a new host on: with a drive of this filesystem, and what `service` says as its one service.
+
+        `before`: further commands that it runs before that.
+        """
         host = Host(self, len(self.hosts) + 1, name, fs, service)
+        host.before += map(list, before)
         self.hosts.append(host)
         host.plug_in()
         host.power_on()
@@ -239,6 +245,14 @@ class Host:
     def stop_service(self) -> None:
         """Let the service end for good when it ends next."""
         self._down.touch()
+
+    def shut_down(self) -> None:
+        """End the host in good order: its service is told, and takes its leave."""
+        self.stop_service()
+        for pid in Path(f"/proc/{self.first}/task/{self.first}/children").read_text().split():
+            os.kill(int(pid), signal.SIGTERM)
+        wait_for(lambda: len(self.processes()) == 1, 30)
+        self.power_off()
 
     def start_service(self) -> None:
         """Start the service again."""

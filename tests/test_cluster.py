@@ -1,7 +1,9 @@
 """Sweeps over several nodes, each a host of its own: where trials run, and what becomes of them when hosts fail."""
 
+import itertools
 import json
 import secrets
+import shutil
 import sys
 import threading
 import time
@@ -10,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests import namespaces
-from tests.machine import wait_for
+from tests.machine import ROOT, Attempt, Machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.ray, pytest.mark.slow]
 
 SWEEP = "tests/cluster.yaml"
 PORT = 6379
+
+#: Trials of a second.
+SHORT = ["workload.values.size=8m", "workload.expect_write=8MiB"]
 
 
 def ray_node(head):
@@ -49,8 +54,8 @@ class Cluster:
         token.write_text(secrets.token_hex(32))
         self.net.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
-    def join(self, name, fs):
-        return self.net.host(name, fs, ray_node(self.head.address))
+    def join(self, name, fs, before=()):
+        return self.net.host(name, fs, ray_node(self.head.address), before)
 
     @staticmethod
     def runs(host):
@@ -68,11 +73,11 @@ class Cluster:
         out, err = process.communicate(timeout=limit_s)
         return process.returncode, out, err
 
-    def latest(self):
-        return self.results / "cluster" / "latest"
+    def latest(self, sweep="cluster"):
+        return self.results / sweep / "latest"
 
-    def records(self):
-        return [json.loads(p.read_text()) for p in self.latest().glob("trials/*/trial.json")]
+    def records(self, sweep="cluster"):
+        return [json.loads(p.read_text()) for p in self.latest(sweep).glob("trials/*/trial.json")]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def cluster(tmp_path_factory):
 
 
 def test_every_trial_runs_where_its_filesystem_is(cluster):
-    code, out, err = cluster.run("repeats=2", "workload.values.size=8m", "workload.expect_write=8MiB")
+    code, out, err = cluster.run("repeats=2", *SHORT)
     print(out)
     assert (code, err) == (0, "")
     assert "6 trials: 6 valid" in out
@@ -112,6 +117,85 @@ def test_faults(cluster):
     assert (code, errors.text()) == (0, "")
     assert "9 trials: 9 valid" in lines.text()
     check_each_once(cluster)
+
+
+def test_two_sweeps_at_once_share_the_nodes(cluster):
+    """Each drive has one trial at a time; the other sweep's waits."""
+    processes = [cluster.start("grid.storage.fs=[xfs]", "repeats=2", f"name={name}") for name in ("cluster", "other")]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        print(out)
+        assert (process.returncode, err) == (0, "")
+        assert "2 trials: 2 valid" in out
+    windows = sorted((r["started"], r["ended"]) for name in ("cluster", "other") for r in cluster.records(name))
+    assert len(windows) == 4
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(windows))
+
+
+def test_a_node_with_other_code_is_left_out(cluster):
+    other = cluster.join("other", "xfs", changed_code(cluster.net.folder / "code"))
+    wait_for(lambda: cluster.runs(other))
+    code, out, err = cluster.run("grid.storage.fs=[xfs]", "repeats=1", *SHORT)
+    print(out, err)
+    other.shut_down()
+    assert code == 0
+    assert "1 trial: 1 valid" in out
+    assert "left out: node other (10.77.0.4) has other code" in err
+    assert len(err.splitlines()) == 1
+
+
+def changed_code(folder):
+    """Copy this clone with one line more; return the commands that put the copy in its place on a host."""
+    kept = {"sweep", "tasks", "analysis", "bpftrace", "conf", "tests", ".venv"}
+    leave = shutil.ignore_patterns("__pycache__")
+    for name in kept:
+        path = ROOT / name
+        if path.is_symlink() or name == ".venv":
+            (folder / name).symlink_to(path.resolve())
+        else:
+            shutil.copytree(path, folder / name, ignore=leave)
+    with (folder / "tasks" / "trial.py").open("a") as f:
+        f.write("\n_LINE = 'one more'\n")
+    return [["mount", "--bind", str(folder), str(ROOT)]]
+
+
+def test_raylet_killed(cluster):
+    """The attempt on that node is gone within seconds; its Ray is started again, and the trial runs once more."""
+    process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]", "repeats=2")
+    lines, errors = Lines(process.stdout), Lines(process.stderr)
+    host = Machine(cluster.two.state, cluster.results, cluster.two.first)
+    wait_for(lambda: host.measuring("--filename="))
+    attempt = Attempt(host, host.attempts()[-1])
+    assert attempt.held == {"folder", "cgroup", "ftrace"}
+    assert cluster.two.kill("raylet/raylet ")
+    print(f"raylet SIGKILL: nothing was left after {attempt.gone_after_s():.1f} s")
+    code = process.wait(120)
+    assert (code, errors.text()) == (0, "")
+    assert "2 trials: 2 valid" in lines.text()
+    check_each_once(cluster)
+
+
+@pytest.mark.parametrize("programs", [["gcs_server"], ["gcs_server", "raylet/raylet "]])
+def test_the_head_is_lost(cluster, programs):
+    """The sweep ends by itself and says what is kept; the nodes clean up."""
+    process = cluster.start("grid.storage.fs=[xfs]", "limits.memory=256MiB", "repeats=4")
+    lines, errors = Lines(process.stdout), Lines(process.stderr)
+    host = Machine(cluster.two.state, cluster.results, cluster.two.first)
+    lines.wait_for("2/4")
+    wait_for(lambda: host.measuring("--filename="))
+    attempt = Attempt(host, host.attempts()[-1])
+    begin = time.monotonic()
+    cluster.head.stop_service()
+    cluster.head.kill(*programs)
+    told(begin, f"{programs} killed")
+    code = process.wait(200)
+    told(begin, f"the sweep has ended with {code}")
+    attempt.gone_after_s(120)
+    told(begin, "the node is clean")
+    print(errors.text())
+    assert code == 3
+    assert "1 of 4 trials are kept" in lines.text()
+    assert [r["verdict"]["state"] for r in cluster.records()] == ["valid"]
 
 
 def check_each_once(cluster):
