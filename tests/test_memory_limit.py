@@ -12,7 +12,7 @@ from sweep.plan import Grid
 from tasks import cgroup
 from tasks.lease import Lease, reap
 from tasks.machine import Offer, Place
-from tests.conftest import trial_config
+from tests.conftest import OURS, TOKENS, trial_config
 
 MIB = 1 << 20
 
@@ -43,7 +43,7 @@ def metric(record, name):
 
 def our_cgroups():
     root = cgroup.find().root
-    return [p.name for p in root.glob("offload-sweep-t-*")]
+    return [p.name for p in root.glob(f"{OURS}*")]
 
 
 @pytest.mark.root
@@ -72,7 +72,7 @@ def test_an_oom_kill_is_told_as_what_it_was(run_here):
 def test_the_cgroup_of_a_dead_attempt_goes_with_what_is_in_it(state):
     child = os.fork()
     if child == 0:
-        lease = Lease.take("t-dead")
+        lease = Lease.take(f"{TOKENS}-dead")
         with cgroup.memory_limited(64 * MIB, lease) as limit:
             if os.fork() == 0:
                 limit.procs.write_text("0")
@@ -81,7 +81,7 @@ def test_the_cgroup_of_a_dead_attempt_goes_with_what_is_in_it(state):
                 pass
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
-    assert our_cgroups() == ["offload-sweep-t-dead"]
+    assert our_cgroups() == [f"{OURS}dead"]
     assert reap() == []
     assert our_cgroups() == []
 

@@ -5,88 +5,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from sweep import session
+from tests.machine import ROOT, Machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.ray, pytest.mark.slow]
 
 SMALL = ["tests/small.yaml"]
-ROOT = Path(__file__).parent.parent
-
-
-class Machine:
-    """Sweeps with a state folder of their own, and a look at what they leave on the machine."""
-
-    def __init__(self, state, results):
-        self.state, self.results = state, results
-        self.environment = os.environ | {"OFFLOAD_SWEEP_STATE": str(state)}
-        self.before = set(self.everything())
-
-    def start(self, *arguments, **options):
-        argv = [sys.executable, "-m", "sweep", *arguments, "--results", str(self.results)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(argv, cwd=ROOT, env=self.environment, **pipes, **options)
-
-    def run(self, *arguments):
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
-
-    def latest(self):
-        return self.results / "small" / "latest"
-
-    def everything(self):
-        """Return mounts, loop devices, tracing instances, images, Ray folders and processes that sweeps make."""
-        found = [line for line in Path("/proc/mounts").read_text().splitlines() if "offload-sweep-" in line]
-        found += subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout.splitlines()
-        found += [str(p) for p in Path("/sys/kernel/tracing/instances").glob("offload-sweep-*")]
-        found += [str(p) for folder in ("/dev/shm", self.state) for p in Path(folder).glob("offload-sweep-*")]
-        found += [str(p) for p in (self.state / "attempts").glob("*")]
-        found += [str(p) for p in Path("/tmp").glob("osw-*")]
-        return found + self.processes()
-
-    def processes(self):
-        """Return the processes of our sweeps; Ray's rename themselves, which hides their environment."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                marked = f"OFFLOAD_SWEEP_STATE={self.state}".encode() in (folder / "environ").read_bytes()
-            except OSError:
-                continue
-            if command and (marked or command.startswith("ray::")) and "multiprocessing" not in command:
-                found.append(f"{folder.name} {command}")
-        return found
-
-    def left(self, limit_s=20):
-        """Return what is on the machine that was not before, once that stands still."""
-        end = time.monotonic() + limit_s
-        while (new := set(self.everything()) - self.before) and time.monotonic() < end:
-            time.sleep(0.2)
-        return new
 
 
 @pytest.fixture
 def machine(tmp_path):
     (tmp_path / "state").mkdir()
     return Machine(tmp_path / "state", tmp_path / "results")
-
-
-def wait_for(condition, limit_s=90):
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def measuring(machine):
-    """Say whether a trial's job is running."""
-    return any("tensor_io.py" in line for line in machine.processes())
 
 
 def test_a_sweep_ends_with_figures_and_a_report(machine):
@@ -135,7 +70,7 @@ def test_bpftrace_under_ray(machine):
 def test_sigint_keeps_what_is_finished_and_leaves_nothing_behind(machine):
     process = machine.start(*SMALL, "repeats=3")
     published = machine.latest() / "trials"
-    wait_for(lambda: list(published.glob("*/trial.json")) and measuring(machine))
+    wait_for(lambda: list(published.glob("*/trial.json")) and machine.measuring())
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -148,7 +83,7 @@ def test_sigint_keeps_what_is_finished_and_leaves_nothing_behind(machine):
 
 def test_what_a_killed_driver_leaves_is_cleared_by_the_next_sweep(machine):
     process = machine.start(*SMALL, "workload.loops=200", "grid.storage.fs=[xfs]")
-    wait_for(lambda: measuring(machine))
+    wait_for(machine.measuring)
     process.kill()
     process.communicate()
     code, _, err = machine.run(*SMALL, "grid.storage.fs=[xfs]")
@@ -158,7 +93,7 @@ def test_what_a_killed_driver_leaves_is_cleared_by_the_next_sweep(machine):
 
 def test_what_a_killed_supervisor_leaves_is_cleared_by_the_next_sweep(machine):
     process = machine.start(*SMALL, "workload.loops=200", "grid.storage.fs=[xfs]")
-    wait_for(lambda: measuring(machine))
+    wait_for(machine.measuring)
     for line in machine.processes():
         if "tasks.supervisor" in line or "tensor_io.py" in line:
             os.kill(int(line.split()[0]), signal.SIGKILL)
