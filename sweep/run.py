@@ -25,6 +25,7 @@ from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError,
 from sweep.membership import Membership
 from sweep.placement import Node, Placements
 from sweep.plan import Grid, Trial
+from sweep.selection import Selection
 from tasks import interpreter, lease
 from tasks.machine import user_name
 
@@ -44,6 +45,7 @@ class Options:
     argv: tuple[str, ...] = ()
     max_failures: int | None = None
     fail_fast: bool = False
+    selection: Selection = Selection()
 
 
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
@@ -197,9 +199,10 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], optio
         },
         "nodes": [node.record() for node in nodes],
         "plan": [_plan_entry(t) for t in plan.trials],
+        "selection": options.selection.to_json(),
         "skipped": [{"id": words, "reason": reason} for words, reason in plan.skipped],
         "figures": list(sweep.figures),
-        "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml")],
+        "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml"), *options.selection.argv()],
     }
 
 
