@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         help="run only trials like this: 'fs == xfs and rep == 1'",
     )
     p.add_argument("--trial", metavar="ID", action="append", default=[], help="run this trial; both can be repeated")
+    p.add_argument("--keep", action="store_true", help="leave the offload files; python -m tasks.kept lists them")
     p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
     p.add_argument(
         "--address", metavar="ADDR", help="a running Ray cluster, HOST:PORT or auto (default: start Ray here)"
@@ -142,6 +143,7 @@ def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Sele
         address=args.address,
         argv=tuple(arguments),
         selection=selection,
+        keep=args.keep,
         max_failures=args.max_failures,
         fail_fast=args.fail_fast,
     )

@@ -46,6 +46,7 @@ class Options:
     max_failures: int | None = None
     fail_fast: bool = False
     selection: Selection = Selection()
+    keep: bool = False
 
 
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
@@ -78,7 +79,12 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
 
     placements = Placements(nodes)
     placements.check(plan.trials, sweep.source)
-    policy = Policy(max_failures=options.max_failures, fail_fast=options.fail_fast, cooldown_s=sweep.cooldown_s)
+    policy = Policy(
+        max_failures=options.max_failures,
+        fail_fast=options.fail_fast,
+        cooldown_s=sweep.cooldown_s,
+        keep=options.keep,
+    )
     membership = Membership(nodes, started_locally=False) if options.address else None
     with interrupt.deferred():
         actor = analysis_actor.start(str(folder))
@@ -100,6 +106,8 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
             _stop(scheduler, actor, "broken")
             _tell_what_is_kept(f"stopped: {first_line(e)}", scheduler.records, len(plan.trials), folder)
             return EXIT_TRIALS
+    if options.keep:
+        print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
     if scheduler.stopped_by:
         print(f"stopped: {scheduler.stopped_by}; not run: {len(plan.trials) - len(scheduler.records)}")
     return _conclude(scheduler.records, drawn)
@@ -149,7 +157,7 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]
     print(f"figures: {_shown(Path(drawn['run']) / 'figures')}")
     if drawn["report"]:
         print(f"report:  {_shown(Path(drawn['report']))}")
-    return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
+    return EXIT_VALID if set(states or warm) == {"valid"} else EXIT_TRIALS
 
 
 def _counts(states: Sequence[str]) -> str:
