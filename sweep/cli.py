@@ -16,6 +16,7 @@ from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
 from sweep.placement import Placement, Placements, fit, needs
 from sweep.plan import Grid
 from sweep.progress import counted
+from sweep.selection import Selection
 from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
@@ -71,6 +72,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("conf", metavar="CONF", nargs="?", help="sweep file, or the name of one that comes with the package")
     p.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the sweep; values are YAML")
     p.add_argument("--dry-run", action="store_true", help="print the trials and where they would run; start nothing")
+    p.add_argument(
+        "--only",
+        metavar="EXPR",
+        action="append",
+        default=[],
+        help="run only trials like this: 'fs == xfs and rep == 1'",
+    )
+    p.add_argument("--trial", metavar="ID", action="append", default=[], help="run this trial; both can be repeated")
+    p.add_argument("--keep", action="store_true", help="leave the offload files; python -m tasks.kept lists them")
     p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
     p.add_argument(
         "--address", metavar="ADDR", help="a running Ray cluster, HOST:PORT or auto (default: start Ray here)"
@@ -116,21 +126,24 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if not args.conf:
         raise UserError(f"name a sweep file; those of the package: {config.shipped()}. More: python -m sweep --help")
     sweep = config.load(args.conf, args.overrides)
-    plan = Grid(sweep)
+    plan, selection = Grid(sweep), Selection(tuple(args.only), tuple(args.trial))
+    plan.select(selection.of(plan.trials, sweep))
     if args.dry_run:
         return dry_run(sweep, plan, args.address)
     from sweep.run import run_sweep
 
-    return run_sweep(sweep, plan, _options(args, arguments))
+    return run_sweep(sweep, plan, _options(args, arguments, selection))
 
 
-def _options(args: argparse.Namespace, arguments: Sequence[str]) -> Options:
+def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Selection) -> Options:
     from sweep.run import Options
 
     return Options(
         results=Path(args.results),
         address=args.address,
         argv=tuple(arguments),
+        selection=selection,
+        keep=args.keep,
         max_failures=args.max_failures,
         fail_fast=args.fail_fast,
     )
@@ -146,12 +159,7 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
     else:
         placements = Placements([cluster.here()])
     fit(sweep, plan, placements)
-    warmups = sum(trial.warmup for trial in plan.trials)
-    cells = sum(trial.repeat == 1 and not trial.warmup for trial in plan.trials)
-    all_same = cells * sweep.repeats == len(plan.trials) - warmups
-    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
-    beside = f", {counted(warmups, 'warm-up')} of them" if warmups else ""
-    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}{beside}, {counted(cells, 'cell')} x {repeats}")
+    print(f"{sweep.name}: {_size(sweep, plan)}")
     for text in plan.idle:
         print(f"note: no cell meets {text}")
     for words, reason in plan.skipped:
@@ -165,6 +173,18 @@ def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
         print(f"needs {wanted}")
     print(f"figures: {', '.join(sweep.figures)}")
     return EXIT_VALID
+
+
+def _size(sweep: Sweep, plan: Grid) -> str:
+    """Return in words how many trials there are, and what they are made of."""
+    warmups = sum(trial.warmup for trial in plan.trials)
+    cells = len({id(trial.cell) for trial in plan.trials})  # the trials of a cell share it
+    all_same = cells * sweep.repeats == len(plan.trials) - warmups
+    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
+    all_of_them = counted(plan.total, "trial")
+    count = all_of_them if len(plan.trials) == plan.total else f"{len(plan.trials)} of {all_of_them} selected"
+    beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
+    return f"{count}{beside}, {counted(cells, 'cell')} x {repeats}"
 
 
 def _where(placements: Sequence[Placement]) -> str:

@@ -54,7 +54,13 @@ class Grid:
         #: Cells that make no sense, and trials that no node can run, left out; each with the reason.
         self.skipped: list[tuple[str, str]] = []
         self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
+        #: How many trials the sweep has, selected or not.
+        self.total = len(self.trials)
         self._asked = False
+
+    def select(self, trials: Sequence[Trial]) -> None:
+        """Leave out all but these of the plan's trials."""
+        self.trials = tuple(trials)
 
     def next_trials(self, finished: Mapping[str, Mapping[str, Any]]) -> tuple[Trial, ...]:
         """Return the trials to run next, given the records of the finished ones by id: all of them, once."""

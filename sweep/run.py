@@ -25,6 +25,7 @@ from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError,
 from sweep.membership import Membership
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid, Trial
+from sweep.selection import Selection
 from tasks import interpreter, lease
 from tasks.machine import user_name
 
@@ -44,6 +45,8 @@ class Options:
     argv: tuple[str, ...] = ()
     max_failures: int | None = None
     fail_fast: bool = False
+    selection: Selection = Selection()
+    keep: bool = False
 
 
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
@@ -78,7 +81,12 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
     fit(sweep, plan, placements)
     for text, ids in _by_reason(plan.skipped).items():
         print(f"left out: {few(ids)}: {text}")
-    policy = Policy(max_failures=options.max_failures, fail_fast=options.fail_fast, cooldown_s=sweep.cooldown_s)
+    policy = Policy(
+        max_failures=options.max_failures,
+        fail_fast=options.fail_fast,
+        cooldown_s=sweep.cooldown_s,
+        keep=options.keep,
+    )
     membership = Membership(nodes, started_locally=False) if options.address else None
     with interrupt.deferred():
         actor = analysis_actor.start(str(folder))
@@ -100,6 +108,8 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
             _stop(scheduler, actor, "broken")
             _tell_what_is_kept(f"stopped: {first_line(e)}", scheduler.records, len(plan.trials), folder)
             return EXIT_TRIALS
+    if options.keep:
+        print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
     if scheduler.stopped_by:
         print(f"stopped: {scheduler.stopped_by}; not run: {len(plan.trials) - len(scheduler.records)}")
     return _conclude(scheduler.records, drawn)
@@ -146,7 +156,7 @@ def _conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]
     print(f"figures: {_shown(Path(drawn['run']) / 'figures')}")
     if drawn["report"]:
         print(f"report:  {_shown(Path(drawn['report']))}")
-    return EXIT_VALID if set(states) == {"valid"} else EXIT_TRIALS
+    return EXIT_VALID if set(states or warm) == {"valid"} else EXIT_TRIALS
 
 
 def _by_reason(told: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -204,9 +214,10 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], optio
         },
         "nodes": [node.record() for node in nodes],
         "plan": [_plan_entry(t) for t in plan.trials],
+        "selection": options.selection.to_json(),
         "skipped": [{"id": words, "reason": reason} for words, reason in plan.skipped],
         "figures": list(sweep.figures),
-        "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml")],
+        "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml"), *options.selection.argv()],
     }
 
 

@@ -17,6 +17,7 @@ from sweep.placement import Node, Placement, Placements, few
 from sweep.plan import Grid, Trial
 from sweep.progress import Progress, counted
 from sweep.remote import submit
+from tasks.kept import described
 from tasks.spec import TrialSpec
 from tasks.trial import blank_record
 
@@ -35,7 +36,8 @@ class Policy:
 
     `attempts`: how often a trial is tried at most; `max_failures`: after that many that failed or are not valid, no
     more are started; `fail_fast`: after the first one, and what runs is stopped; `cooldown_s`: the rest of a drive
-    between two trials; `patience_s`: how long trials wait for a node that could run them, once there is none.
+    between two trials; `patience_s`: how long trials wait for a node that could run them, once there is none; `keep`:
+    offload files stay on the node.
     """
 
     attempts: int = 3
@@ -43,6 +45,7 @@ class Policy:
     fail_fast: bool = False
     cooldown_s: float = 0.0
     patience_s: float = 300.0
+    keep: bool = False
 
 
 @dataclass
@@ -166,6 +169,7 @@ class Scheduler:
             config=dict(config),
             fingerprint=trial.fingerprint,
             warmup=trial.warmup,
+            keep=self._policy.keep,
         )
 
     def _submit(self, waiting: Waiting, placement: Placement) -> None:
@@ -216,6 +220,8 @@ class Scheduler:
             self._rests_until[node.ray_id, drive] = time.monotonic() + self._policy.cooldown_s
         if record.get("trouble"):
             self._progress.tell(f"{running.trial.id}: {record['trouble']}")
+        if record.get("kept"):
+            self._progress.tell(f"{running.trial.id}: kept on {node.name}: {described(record['kept'])}")
         again = deserves_retry and running.spec.attempt < self._policy.attempts
         self._progress.finished(running.trial.id, verdict["state"], verdict["reasons"], log_tail, again)
         if again:

@@ -130,7 +130,10 @@ class Ceiling:
 
 @dataclass
 class TrialSpec:
-    """One attempt at one trial, as it travels to the node. `config` holds plain values, enums by name."""
+    """One attempt at one trial, as it travels to the node. `config` holds plain values, enums by name.
+
+    A `warmup` is not counted; `keep` leaves the offload files on the node (`tasks.kept`).
+    """
 
     sweep: str
     id: str
@@ -142,6 +145,7 @@ class TrialSpec:
     config: dict[str, Any]
     fingerprint: dict[str, Any]
     warmup: bool = False
+    keep: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, the inverse of `TrialSpec(**value)`."""

@@ -19,6 +19,7 @@ from tasks import device
 from tasks.device import Device, Devices
 from tasks.discard import discard_device, trim_filesystem
 from tasks.errors import StorageError
+from tasks.kept import IMAGE, MOUNT_POINT, OFFLOAD, keep
 from tasks.lease import MARKER, Lease
 from tasks.mounts import Mount, device_numbers, devices_of, mount_of, options_not_in_force, read_ahead_folder
 from tasks.process import tool
@@ -75,10 +76,13 @@ def image_dir(storage: Storage) -> Path:
 
 
 @contextmanager
-def volume(storage: Storage, lease: Lease) -> Iterator[Volume]:
-    """Provide the storage a trial asks for, verified, trimmed, with its queue settings; undo everything afterwards."""
+def volume(storage: Storage, lease: Lease, keep_for: str | None = None) -> Iterator[Volume]:
+    """Provide the storage a trial asks for, verified, trimmed, with its queue settings; undo everything afterwards.
+
+    With `keep_for`, the id of a trial, the folder of image or files stays once the body has come to its end.
+    """
     provide = {StorageKind.loop: _loop, StorageKind.directory: _directory, StorageKind.device: _device}[storage.kind]
-    with provide(storage, lease) as found:
+    with provide(storage, lease, keep_for) as found:
         _verify(found.mount, storage)
         if storage.trim and storage.kind is StorageKind.directory:
             found.facts["trimmed_bytes"] = trim_filesystem(found.offload_dir)
@@ -111,19 +115,21 @@ def _verify(mount: Mount, storage: Storage) -> None:
 
 
 @contextmanager
-def _own_folder(base: Path, lease: Lease) -> Iterator[Path]:
-    """Provide a marked folder of this attempt in `base`, and remove it afterwards."""
+def _own_folder(base: Path, lease: Lease, keep_for: str | None = None) -> Iterator[Path]:
+    """Provide a marked folder of this attempt in `base`, and remove it afterwards, or keep it for a trial."""
     folder = base / f"{FOLDER_PREFIX}{lease.token}"
     with lease.hold("folder", path=str(folder)):
         folder.mkdir(mode=0o700)
         (folder / MARKER).touch()
         yield folder
+        if keep_for is not None:
+            keep(folder, lease.token, keep_for)
 
 
 @contextmanager
 def _mounted(storage: Storage, source: Device, folder: Path, lease: Lease) -> Iterator[tuple[Path, Mount]]:
     """Mount `source` in `folder`; provide a folder for offload files, and the mount as the kernel lists it."""
-    mount_point = folder / "mnt"
+    mount_point = folder / MOUNT_POINT
     mount_point.mkdir()
     with lease.hold("mount", path=str(mount_point)):
         options = ["-o", ",".join(storage.mount_options)] if storage.mount_options else []
@@ -135,12 +141,12 @@ def _mounted(storage: Storage, source: Device, folder: Path, lease: Lease) -> It
 
 
 @contextmanager
-def _loop(storage: Storage, lease: Lease) -> Iterator[Volume]:
+def _loop(storage: Storage, lease: Lease, keep_for: str | None) -> Iterator[Volume]:
     base = image_dir(storage)
     if not base.is_dir():
         raise StorageError(f"storage.path: {base} is no folder on this node")
-    with _own_folder(base, lease) as folder:
-        image = folder / "disk.img"
+    with _own_folder(base, lease, keep_for) as folder:
+        image = folder / IMAGE
         facts = _make_image(storage, image)
         with lease.hold("loop", path=str(image)):
             node, direct = _attach(image, storage.backing)
@@ -150,8 +156,8 @@ def _loop(storage: Storage, lease: Lease) -> Iterator[Volume]:
 
 
 @contextmanager
-def _device(storage: Storage, lease: Lease) -> Iterator[Volume]:
-    """Make a filesystem on a scratch device; nothing of what was on it comes back."""
+def _device(storage: Storage, lease: Lease, keep_for: str | None) -> Iterator[Volume]:
+    """Make a filesystem on a scratch device; nothing of what was on it comes back, and it stays until the next one."""
     if not storage.device or not storage.allow_format:
         raise StorageError("storage.allow_format: not true, so no device is formatted")
     facts: dict[str, Any] = {"device": storage.device}
@@ -227,17 +233,17 @@ def _retried(argv: list[str]) -> str:
 
 
 def _offload_dir(parent: Path) -> Path:
-    folder = parent / "offload"
+    folder = parent / OFFLOAD
     folder.mkdir()
     return folder
 
 
 @contextmanager
-def _directory(storage: Storage, lease: Lease) -> Iterator[Volume]:
+def _directory(storage: Storage, lease: Lease, keep_for: str | None) -> Iterator[Volume]:
     base = Path(storage.path) if storage.path else default_image_dir()
     if not base.is_dir():
         raise StorageError(f"storage.path: {base} is no folder on this node")
-    with _own_folder(base.resolve(), lease) as folder:
+    with _own_folder(base.resolve(), lease, keep_for) as folder:
         devices = device.request_devices(*device_numbers(folder))
         yield Volume(_offload_dir(folder), devices, mount_of(folder), {})
 

@@ -26,10 +26,11 @@ from tasks.device import QUIET_S, boot_id, check_traceable
 from tasks.errors import StorageError, TaskError, TracerError
 from tasks.extents import Watch
 from tasks.jobs.free_space import is_full
+from tasks.kept import KEEP_VARIABLE, kept, kept_device
 from tasks.lease import TOKEN_VARIABLE, Lease
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
-from tasks.spec import TrialSpec, limits_of, storage_of, trace_of
+from tasks.spec import StorageKind, TrialSpec, limits_of, storage_of, trace_of
 from tasks.stacks import Stacks
 from tasks.state import state_dir
 from tasks.storage import Volume, flush, volume
@@ -124,6 +125,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "metrics": {},
         "started": None,
         "ended": None,
+        "kept": None,
     }
 
 
@@ -158,7 +160,7 @@ class _Trial:
     def __init__(self, spec: TrialSpec, lease: Lease, spool: Path, announce: Announce, record: dict[str, Any]) -> None:
         self._spec, self._lease, self._spool, self._announce, self._record = spec, lease, spool, announce, record
         self._workload = workloads.of_config(spec.config)
-        self._environment = job_environment(lease.token)
+        self._environment = job_environment(lease.token) | ({KEEP_VARIABLE: "1"} if spec.keep else {})
         if self._workload.python() is not None:
             self._environment = interpreter.without_ours(self._environment)
         self._bystanders = Bystanders(lease.token)
@@ -173,12 +175,15 @@ class _Trial:
         self._chosen = self._choose_tracer()
         storage = storage_of(self._spec.config)
         self._announce(f"preparing {storage.fs}")
-        with volume(storage, self._lease) as found:
+        with volume(storage, self._lease, self._spec.id if self._spec.keep else None) as found:
             self._record["device"] = found.devices.facts() | found.drive_facts() | provenance.device(found)
             self._record["storage"] = found.facts
             self._record["fingerprint"]["node"] = self._node_half(found)
             with provenance.watched(self._record["device"]):
                 self._measure(found)
+        if self._spec.keep:
+            on_device = storage.device if storage.kind is StorageKind.device else None
+            self._record["kept"] = kept_device(on_device) if on_device else kept(self._lease.token)
 
     def _choose_tracer(self) -> dict[str, Any]:
         """Settle what `auto` means; return why, for the record."""

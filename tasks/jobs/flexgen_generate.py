@@ -65,6 +65,8 @@ class Engine:
         self.config = _config(job["shape"], opt_config.OptConfig)
         self.tokens: Any = None
         self._timer = timer.timers.timers["generate"] = _listening(timer._Timer, phases)
+        if "OFFLOAD_SWEEP_KEEP" in os.environ:
+            _leave_files(pytorch_backend.TorchDisk, self._timer)
         flex_opt.get_opt_config = lambda name: self.config
         flex_opt.AutoTokenizer = Tokenizer(prompts(job))
         names = Names(pytorch_backend.TorchTensor)
@@ -105,6 +107,12 @@ class Names:
         self.role = "weights"
         numbered = tensor.next_name
         tensor.next_name = lambda: f"{self.role}_{numbered()}"
+
+
+def _leave_files(disk: Any, timer: Any) -> None:
+    """Let what the measured generation put on disk stay; the warm-up's cache goes, for there is room for one."""
+    delete = disk.delete
+    disk.delete = lambda self, tensor: None if timer.measured else delete(self, tensor)
 
 
 def _telling_files(model: Any, names: Names) -> Any:

@@ -34,12 +34,17 @@ def main(job_path: str) -> int:
 
         torch.manual_seed(job["seed"])
         devices = _devices(job["tensor_devices"], torch)
+    left = ""
     for name in job["apis"]:
         with _api(name, torch, job) as api:
             for device in api.devices(devices):
+                _remove(left)  # one file at a time: there may be no room for two
                 _warm_up(log, api, job["offload_dir"], device, min(job["sizes_bytes"]))
                 for size_bytes in job["sizes_bytes"]:
-                    _measure(log, torch, job, api, device, size_bytes)
+                    _remove(left)
+                    left = _measure(log, torch, job, api, device, size_bytes)
+    if "OFFLOAD_SWEEP_KEEP" not in os.environ:
+        _remove(left)
     log.done()
     return 0
 
@@ -62,8 +67,8 @@ def _warm_up(log: PhaseLog, api: Any, folder: str, device: str, size_bytes: int)
     _remove(path)
 
 
-def _measure(log: PhaseLog, torch: Any, job: dict[str, Any], api: Any, device: str, size_bytes: int) -> None:
-    """Store, then load, one tensor of `size_bytes` on `device`, `loops` times each."""
+def _measure(log: PhaseLog, torch: Any, job: dict[str, Any], api: Any, device: str, size_bytes: int) -> str:
+    """Store, then load, one tensor of `size_bytes` on `device`, `loops` times each; return the path of its file."""
     path = os.path.join(job["offload_dir"], f"tensor-{api.name}-{device}-{size_bytes}.pt")
     facts = {"api": api.name, "tensor_device": device, "size_bytes": size_bytes}
     with api.tensor(size_bytes, device) as source, api.tensor(size_bytes, device) as target:
@@ -81,7 +86,7 @@ def _measure(log: PhaseLog, torch: Any, job: dict[str, Any], api: Any, device: s
                 _synchronise(torch, device)
             if job["verify"] and not torch.equal(source, target):
                 raise ValueError(f"{api.name} load of {size_bytes} bytes to {device} returned other data than stored")
-    _remove(path)
+    return path
 
 
 def _synchronise(torch: Any, device: str) -> None:

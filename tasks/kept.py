@@ -1,0 +1,171 @@
+"""Offload files that `--keep` left on this node: where they are, how to look at them, and their removal.
+
+python -m tasks.kept                      what is kept here
+python -m tasks.kept --remove [NAME ...]  remove all of it, or these
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import StorageError, TaskError
+from tasks.lease import MARKER
+from tasks.mounts import mount_of, mounts
+from tasks.state import FOLDER_PREFIX, state_dir
+from tasks.units import format_bytes
+
+#: How a folder begins that no clean-up of an attempt knows; its lease's name for it does not.
+KEPT_PREFIX = f"{FOLDER_PREFIX}kept-"
+
+#: Name of a loop image, and of the folder to mount it in, within the folder of an attempt.
+IMAGE, MOUNT_POINT = "disk.img", "mnt"
+
+#: Folder of an attempt's filesystem that the job writes to.
+OFFLOAD = "offload"
+
+#: Environment variable that asks a job to leave the files which it would remove at its end.
+KEEP_VARIABLE = "OFFLOAD_SWEEP_KEEP"
+
+
+def keep(folder: Path, name: str, trial: str) -> None:
+    """Take the folder of an attempt, unmounted by now, out of reach of every clean-up, and write down where it is.
+
+    It is written down first: a crash in between leaves a note of nothing, which is dropped.
+    """
+    target = folder.with_name(f"{KEPT_PREFIX}{name}")
+    note = {
+        "name": name,
+        "trial": trial,
+        "path": str(target),
+        "image": str(target / IMAGE) if (folder / IMAGE).exists() else None,
+        "size_bytes": _size_bytes(folder),
+        "in_memory": mount_of(folder).fs == "tmpfs",
+        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    temporary = _notes_dir() / f"{name}.new"
+    temporary.write_text(json.dumps(note))
+    temporary.replace(temporary.with_suffix(".json"))
+    folder.rename(target)
+
+
+def kept(name: str) -> dict[str, Any] | None:
+    """Return what a trial's record says of the files that the attempt `name` left, or None where it left none."""
+    note = next((note for note in notes() if note["name"] == name), None)
+    if note is None:
+        return None
+    files, mount = f"{note['path']}/{OFFLOAD}", None
+    if note["image"]:
+        point = f"{note['path']}/{MOUNT_POINT}"
+        files, mount = f"{point}/{OFFLOAD}", ["mount", "-o", "loop,ro", note["image"], point]
+    facts = {key: note[key] for key in ("path", "size_bytes", "in_memory")}
+    return facts | {"mount": mount, "files": files, "remove": ["python", "-m", "tasks.kept", "--remove", name]}
+
+
+def kept_device(device: str) -> dict[str, Any]:
+    """Return what a trial's record says of a scratch device, whose filesystem stays until the next trial formats it."""
+    mount, files = ["mount", "-o", "ro", device, "/mnt"], f"/mnt/{OFFLOAD}"
+    return {"path": device, "size_bytes": None, "in_memory": False, "mount": mount, "files": files, "remove": None}
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """Return in words where kept files are, from the record of their trial."""
+    size = "" if facts["size_bytes"] is None else f"{format_bytes(facts['size_bytes'])}, "
+    size += "in memory, " if facts["in_memory"] else ""
+    look = f"see with {shlex.join(facts['mount'])} && ls {facts['files']}" if facts["mount"] else facts["files"]
+    return f"{size}{look}" + ("" if facts["remove"] else "; until the next trial on that device")
+
+
+def notes() -> list[dict[str, Any]]:
+    """Return what is kept on this node, oldest first; notes of what is not there any more are dropped."""
+    found = []
+    for file in _notes_dir().glob("*.json"):
+        note = json.loads(file.read_text())
+        if Path(note["path"]).is_dir():
+            found.append(note)
+        else:
+            file.unlink(missing_ok=True)
+    return sorted(found, key=lambda note: (note["since"], note["name"]))
+
+
+def remove(note: Mapping[str, Any]) -> None:
+    """Remove one folder; StorageError where it is not ours, or in use."""
+    folder = Path(note["path"])
+    if not folder.name.startswith(KEPT_PREFIX) or folder.is_symlink() or not (folder / MARKER).exists():
+        raise StorageError(f"{folder} does not carry our mark ({MARKER}); it stays")
+    if within := [mount.path for mount in mounts() if Path(mount.path).is_relative_to(folder.resolve())]:
+        raise StorageError(f"{folder} is in use: umount {within[-1]}")
+    if nodes := list(_loops(note["image"])):
+        raise StorageError(f"{note['image']} is in use: losetup --detach {nodes[0]}, once it is unmounted")
+    shutil.rmtree(folder)
+    (_notes_dir() / f"{note['name']}.json").unlink()
+
+
+def _loops(image: str | None) -> Iterator[str]:
+    if image is None or shutil.which("losetup") is None:
+        return
+    argv = ["losetup", "--associated", image, "--noheadings", "--output", "NAME"]
+    yield from subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout.split()
+
+
+def _notes_dir() -> Path:
+    folder = state_dir() / "kept"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return the room that a folder takes."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 2 where something named is not there, or could not be removed."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.kept", description="Files that --keep left on this machine.")
+    parser.add_argument("--remove", metavar="NAME", nargs="*", help="remove these; without a name, all of them")
+    wanted = parser.parse_args(argv).remove
+    try:
+        found = notes()
+        if wanted is None:
+            return _listed(found)
+        if unknown := sorted({*wanted} - {note["name"] for note in found}):
+            raise StorageError(f"nothing is kept here under the name {unknown[0]}; python -m tasks.kept lists what is")
+        return _removed([note for note in found if not wanted or note["name"] in wanted])
+    except (TaskError, OSError) as error:
+        print(f"kept: {error}", file=sys.stderr)
+        return 2
+
+
+def _listed(found: Sequence[Mapping[str, Any]]) -> int:
+    for note in found:
+        facts = kept(note["name"])
+        assert facts is not None
+        print(f"{note['name']}  {note['trial']}  {note['since']}\n    {described(facts)}")
+    total = sum(note["size_bytes"] for note in found)
+    removal = "; python -m tasks.kept --remove gives them back" if found else ""
+    print(f"{format_bytes(total) if found else 'nothing'} kept on this machine{removal}")
+    return 0
+
+
+def _removed(found: Sequence[Mapping[str, Any]]) -> int:
+    left = 0
+    for note in found:
+        try:
+            remove(note)
+            print(f"removed {note['path']}")
+        except (StorageError, OSError) as error:
+            print(f"kept: {error}", file=sys.stderr)
+            left += 1
+    return 2 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
