@@ -54,6 +54,8 @@ class Grid:
         #: Cells that make no sense, and trials that no node can run, left out; each with the reason.
         self.skipped: list[tuple[str, str]] = []
         self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
+        #: All trials of the sweep, selected or not.
+        self.every = self.trials
         self._asked = False
 
     def next_trials(self, finished: Mapping[str, Mapping[str, Any]]) -> tuple[Trial, ...]:
