@@ -35,6 +35,8 @@ examples
   python -m sweep conf/quickstart.yaml --dry-run                  show the trials, what each needs, where it would run
   python -m sweep conf/quickstart.yaml repeats=5 'grid.storage.fs=[ext4,btrfs]'
   python -m sweep conf/quickstart.yaml workload.sizes=[1GiB] storage.image_size=4GiB storage.path=/mnt/nvme0
+  python -m sweep conf/quickstart.yaml --resume                   go on with the newest run, and say why trials run
+  python -m sweep.runs                                            the runs that there are
   python -m sweep --keys                                          every key a sweep file may hold, with its meaning
   python -m analysis results/quickstart                           draw the newest run's figures again
 
@@ -79,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
         "--max-failures", metavar="N", type=_count, help="start no more trials once N have failed or are not valid"
     )
     p.add_argument("--fail-fast", action="store_true", help="stop everything at the first trial that is not valid")
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the newest run: trials that are valid and unchanged are kept"
+    )
+    p.add_argument("--run", metavar="RUN", help="with --resume: the run to go on with, by its id or folder")
     p.add_argument("--keys", action="store_true", help="print every key a sweep file may hold, and exit")
     p.add_argument("--version", action="version", version=f"offload-sweep {__version__}")
     return p
@@ -115,6 +121,8 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return EXIT_VALID
     if not args.conf:
         raise UserError(f"name a sweep file; those of the package: {config.shipped()}. More: python -m sweep --help")
+    if args.run is not None and not args.resume:
+        raise UserError(f"command line: --run {args.run} says which run to go on with: add --resume")
     sweep = config.load(args.conf, args.overrides)
     plan = Grid(sweep)
     if args.dry_run:
@@ -133,6 +141,8 @@ def _options(args: argparse.Namespace, arguments: Sequence[str]) -> Options:
         argv=tuple(arguments),
         max_failures=args.max_failures,
         fail_fast=args.fail_fast,
+        resume=args.resume,
+        run=args.run,
     )
 
 

@@ -30,7 +30,8 @@ class Finished:
     def record(self, warmup: bool) -> dict[str, Any]:
         """Return what a driver keeps of a trial that ended."""
         verdict = {"state": self.state, "reasons": list(self.reasons)}
-        return {"verdict": verdict, "metrics": dict(self.metrics), "attempt": self.attempt, "warmup": warmup}
+        own = {"metrics": dict(self.metrics), "attempt": self.attempt, "node": {"hostname": self.hostname}}
+        return {"verdict": verdict, **own, "warmup": warmup}
 
 
 class Past:

@@ -58,6 +58,10 @@ class Grid:
         self.every = self.trials
         self._asked = False
 
+    def select(self, trials: Sequence[Trial]) -> None:
+        """Leave out all but these of the plan's trials."""
+        self.trials = tuple(trials)
+
     def next_trials(self, finished: Mapping[str, Mapping[str, Any]]) -> tuple[Trial, ...]:
         """Return the trials to run next, given the records of the finished ones by id: all of them, once."""
         asked, self._asked = self._asked, True
@@ -136,6 +140,12 @@ class _Cell:
         """Return one of its repeats, or one of its warm-ups."""
         identity = identity_of(self.words, repeat, warmup)
         return Trial(identity, slug_of(identity), self.values, repeat, self.config, warmup)
+
+
+def plan_entry(trial: Trial) -> dict[str, Any]:
+    """Return what a run records of a trial that it is to have."""
+    entry = {"id": trial.id, "slug": trial.slug, "cell": dict(trial.cell), "repeat": trial.repeat}
+    return entry | ({"warmup": True} if trial.warmup else {})
 
 
 def word(label: str, value: Any) -> str:

@@ -17,7 +17,7 @@ from sweep.comparison import code_changes, node_changes, plan_changes
 from sweep.errors import first_line
 from sweep.past import Finished, Past
 from sweep.placement import Node, Placement, Placements, few
-from sweep.plan import Grid, Trial
+from sweep.plan import Grid, Trial, plan_entry
 from sweep.progress import counted
 from tasks.errors import TaskError
 from tasks.identity import Question, identity, question
@@ -167,10 +167,10 @@ class Decisions:
 
     def planned(self) -> list[Trial]:
         """Return the trials that the run is made of: the selected, what it has of the others, what it still lacks."""
-        idle = {trial.id for trial in self.trials(State.idle)}
+        decided = self.of | self._others
         known = {entry.get("id") for entry in (self._past.record.get("plan") or [] if self._past else [])}
-        wanted = ({trial.id for trial in self._plan.trials} | known) - idle | self.kept()
-        return [trial for trial in self._plan.every if trial.id in wanted]
+        lacking = {name for name in (*self.of, *known) if name in decided and decided[name].state in _RUNS}
+        return [trial for trial in self._plan.every if trial.id in lacking | self.kept()]
 
     def aside(self) -> list[str]:
         """Return the folder names of all finished trials that do not stay in the run."""
@@ -178,6 +178,21 @@ class Decisions:
             return []
         kept = self.kept()
         return [one.slug for one in self._past.trials.values() if one.id not in kept] + self._past.unreadable
+
+    def fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what changes in the earlier `run.json`, given what a new run of the same would record."""
+        before = self._past.record if self._past else {}
+        session = {name: record[name] for name in ("argv", "started", "user", "host", "cwd", "git", "versions")}
+        session |= {"before": {name: before.get(name) for name in ("state", "ended")}}
+        session |= {"reused": len(self.trials(State.reuse)), "aside": len(self.aside())}
+        nodes = {node.get("hostname"): node for node in [*(before.get("nodes") or []), *record["nodes"]]}
+        return {
+            **{name: value for name, value in record.items() if name not in _OF_THE_FIRST},
+            "plan": [plan_entry(trial) for trial in self.planned()],
+            "nodes": list(nodes.values()),
+            "code": (before.get("code") or {}) | record["code"],
+            "resumed": [*(before.get("resumed") or []), session],
+        }
 
     def told(self) -> list[str]:
         """Return, in lines for a reader, how many trials are reused and why the others are not."""
@@ -195,6 +210,9 @@ class Decisions:
 
 
 _RUNS = (State.run, State.stale)
+
+#: What `run.json` tells of the driver that began the run; of others it is in `resumed`.
+_OF_THE_FIRST = ("run_id", "argv", "started", "user", "host", "cwd", "git", "versions")
 
 
 def _candidates(finished: Finished, there: Sequence[Placement]) -> Sequence[Placement]:
