@@ -37,7 +37,7 @@ class RunStore:
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
         (self._path / "trials").mkdir(parents=True)
-        self._lock = locked(self._path / STORE_LOCK)
+        self._hold()
         write_bytes(self._path / "sweep.yaml", sweep_yaml.encode())
         self.update(record)
         link = self._path.parent / "latest"
@@ -51,7 +51,7 @@ class RunStore:
 
         They and the `sweep.yaml` that they were made by are kept in `superseded/`.
         """
-        self._lock = locked(self._path / STORE_LOCK)
+        self._hold()
         shutil.rmtree(self._path / "incoming", ignore_errors=True)
         self._record = load_run(self._path).record
         before = self._path / "sweep.yaml"
@@ -64,6 +64,13 @@ class RunStore:
             if (folder := self._path / "trials" / slug).exists():
                 folder.rename(self._superseded(slug))
         self.update(fields)
+
+    def _hold(self) -> None:
+        """Be the only process that writes to the run, as long as this one lives."""
+        try:
+            self._lock = locked(self._path / STORE_LOCK)
+        except BlockingIOError:
+            raise AnalysisError(f"{self._path}: another process writes to this run") from None
 
     def _superseded(self, name: str) -> Path:
         """Return where something of that name goes that is not the run's any more; nothing there is replaced."""
