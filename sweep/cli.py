@@ -6,20 +6,19 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sweep import __version__, config, interrupt
-from sweep.definition import Definition, Sweep
+from sweep.definition import Definition
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
-from sweep.placement import Placement, Placements, fit, needs
+from sweep.past import find
 from sweep.plan import Grid
-from sweep.progress import counted
+from sweep.preview import dry_run
 from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
-from tasks.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from sweep.run import Options
@@ -72,7 +71,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("conf", metavar="CONF", nargs="?", help="sweep file, or the name of one that comes with the package")
     p.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the sweep; values are YAML")
-    p.add_argument("--dry-run", action="store_true", help="print the trials and where they would run; start nothing")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would become of each trial; start nothing",
+    )
     p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
     p.add_argument(
         "--address", metavar="ADDR", help="a running Ray cluster, HOST:PORT or auto (default: start Ray here)"
@@ -126,7 +129,8 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     sweep = config.load(args.conf, args.overrides)
     plan = Grid(sweep)
     if args.dry_run:
-        return dry_run(sweep, plan, args.address)
+        resumed = find(Path(args.results), sweep.name, args.run) if args.resume else None
+        return dry_run(sweep, plan, Path(args.results), args.address, resumed)
     from sweep.run import run_sweep
 
     return run_sweep(sweep, plan, _options(args, arguments))
@@ -144,49 +148,6 @@ def _options(args: argparse.Namespace, arguments: Sequence[str]) -> Options:
         resume=args.resume,
         run=args.run,
     )
-
-
-def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
-    """Print every trial with what it needs and where it would run; raise PlacementError where that is nowhere."""
-    from sweep import cluster
-
-    if address:
-        with cluster.joined(address) as nodes:
-            placements = Placements(nodes)
-    else:
-        placements = Placements([cluster.here()])
-    fit(sweep, plan, placements)
-    warmups = sum(trial.warmup for trial in plan.trials)
-    cells = sum(trial.repeat == 1 and not trial.warmup for trial in plan.trials)
-    all_same = cells * sweep.repeats == len(plan.trials) - warmups
-    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
-    beside = f", {counted(warmups, 'warm-up')} of them" if warmups else ""
-    print(f"{sweep.name}: {counted(len(plan.trials), 'trial')}{beside}, {counted(cells, 'cell')} x {repeats}")
-    for text in plan.idle:
-        print(f"note: no cell meets {text}")
-    for words, reason in plan.skipped:
-        print(f"left out: {words}: {reason}")
-    if sweep.description:
-        print(sweep.description)
-    width = max(len(t.id) for t in plan.trials)
-    for trial in plan.trials:
-        print(f"  {trial.id:<{width}}  on {_where(placements.of(trial))}")
-    for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in plan.trials):
-        print(f"needs {wanted}")
-    print(f"figures: {', '.join(sweep.figures)}")
-    return EXIT_VALID
-
-
-def _where(placements: Sequence[Placement]) -> str:
-    return " or ".join(p.where() for p in placements)
-
-
-def _wanted(config: Mapping[str, Any], placement: Placement) -> str:
-    names = sorted({*needs(config), f"tracer:{placement.tracer}"})
-    storage = config["storage"]
-    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(config).space_bytes()
-    gpu = ["gpu"] if placement.gpus and "gpu" not in names else []
-    return f"{', '.join([*names, *gpu])}; {format_bytes(parse_bytes(room))} of disk"
 
 
 def print_keys() -> None:

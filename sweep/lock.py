@@ -68,6 +68,12 @@ def driver(folder: Path) -> str | None:
     return None
 
 
+def refuse_driven(folder: Path) -> None:
+    """Raise UserError where a driver of the run in `folder` lives."""
+    if driver(folder):
+        raise UserError(_refusal(folder))
+
+
 def _holder(folder: Path) -> str:
     try:
         told = json.loads((folder / DRIVER_LOCK).read_text())

@@ -138,7 +138,7 @@ class Decisions:
 
     def _rest_warmups(self) -> None:
         """Run the warm-ups of a cell if any of its counted trials runs, and none of them otherwise."""
-        runs = {id(t.cell) for t in self._plan.trials if not t.warmup and self.of[t.id].state in _RUNS}
+        runs = {id(t.cell) for t in self._plan.trials if not t.warmup and self.of[t.id].state in RUNS}
         for trial in self._plan.trials:
             own = self.of[trial.id]
             if not trial.warmup or own.state is State.impossible or self._past is None:
@@ -146,7 +146,7 @@ class Decisions:
             if id(trial.cell) in runs:
                 if own.state is State.reuse:
                     self.of[trial.id] = Decision(State.run, ("a trial of its cell runs",), own.finished)
-            elif own.state in _RUNS:
+            elif own.state in RUNS:
                 self.of[trial.id] = Decision(State.idle, ("no trial of its cell runs",), own.finished)
 
     # --- all trials --------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Decisions:
         """Return the trials that the run is made of: the selected, what it has of the others, what it still lacks."""
         decided = self.of | self._others
         known = {entry.get("id") for entry in (self._past.record.get("plan") or [] if self._past else [])}
-        lacking = {name for name in (*self.of, *known) if name in decided and decided[name].state in _RUNS}
+        lacking = {name for name in (*self.of, *known) if name in decided and decided[name].state in RUNS}
         return [trial for trial in self._plan.every if trial.id in lacking | self.kept()]
 
     def aside(self) -> list[str]:
@@ -209,7 +209,8 @@ class Decisions:
         return lines
 
 
-_RUNS = (State.run, State.stale)
+#: States of what would run.
+RUNS = (State.run, State.stale)
 
 #: What `run.json` tells of the driver that began the run; of others it is in `resumed`.
 _OF_THE_FIRST = ("run_id", "argv", "started", "user", "host", "cwd", "git", "versions")

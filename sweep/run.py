@@ -27,7 +27,7 @@ from sweep.membership import Membership
 from sweep.past import Past, find
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid, plan_entry
-from sweep.resume import Decisions, State, ask_here, ask_through_ray
+from sweep.resume import RUNS, Decisions, State, ask_here, ask_through_ray
 from tasks import interpreter, lease
 from tasks.machine import user_name
 
@@ -130,7 +130,7 @@ def _resumed(plan: Grid, placements: Placements, folder: Path, options: Options)
     """Decide what of an earlier run is good, tell it, and leave out of the plan what is not worth running."""
     decisions = Decisions(plan, placements, Past(folder), ask_through_ray if options.address else ask_here)
     print("\n".join([f"going on with {_shown(folder)}", *(f"  {line}" for line in decisions.told())]), flush=True)
-    plan.select(decisions.trials(State.run, State.stale, State.reuse))
+    plan.select(decisions.trials(*RUNS, State.reuse))
     return decisions
 
 
