@@ -23,6 +23,10 @@ class AnalysisActor:
         """See `RunStore.create`."""
         self._store.create(record, sweep_yaml)
 
+    def resume(self, fields: Mapping[str, Any], sweep_yaml: str, again: Sequence[str]) -> None:
+        """See `RunStore.resume`."""
+        self._store.resume(fields, sweep_yaml, again)
+
     def update(self, fields: Mapping[str, Any]) -> None:
         """See `RunStore.update`."""
         self._store.update(fields)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+#: Names of the locks in a run's folder: of the process that drives it, and of the one that writes to it.
+DRIVER_LOCK, STORE_LOCK = "driver.lock", "store.lock"
 
 
 @contextlib.contextmanager
@@ -28,3 +34,25 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def locked(path: Path, content: str = "", wait_s: float = 0.0) -> IO[str]:
+    """Lock the file at `path` for this process, write `content` to it and return it: the lock ends with the file.
+
+    Raises BlockingIOError where another process holds it for longer than `wait_s`. Works on NFS too (flock(2)).
+    """
+    end_s = time.monotonic() + wait_s
+    file = path.open("a+")
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= end_s:
+                file.close()
+                raise
+            time.sleep(0.1)
+    file.truncate(0)
+    file.write(content)
+    file.flush()
+    return file

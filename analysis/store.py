@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import summary
+from analysis import profile, summary
 from analysis.drawing import draw_run
 from analysis.errors import AnalysisError
-from analysis.files import write_bytes
-from analysis.run import load_trial
+from analysis.files import STORE_LOCK, locked, write_bytes
+from analysis.run import load_run, load_trial
 
 #: What a node may call a file of a trial; anything else could leave the run's folder.
 _FILE_NAME = re.compile(r"(logs/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -36,6 +37,7 @@ class RunStore:
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
         (self._path / "trials").mkdir(parents=True)
+        self._hold()
         write_bytes(self._path / "sweep.yaml", sweep_yaml.encode())
         self.update(record)
         link = self._path.parent / "latest"
@@ -43,6 +45,38 @@ class RunStore:
             temporary = self._path.parent / f".latest-{self._path.name}"
             temporary.symlink_to(self._path.name)
             temporary.replace(link)
+
+    def resume(self, fields: Mapping[str, Any], sweep_yaml: str, again: Sequence[str]) -> None:
+        """Go on with a run that is there: set fields of `run.json`, and move aside the trials `again`, by slug.
+
+        They and the `sweep.yaml` that they were made by are kept in `superseded/`.
+        """
+        self._hold()
+        shutil.rmtree(self._path / "incoming", ignore_errors=True)
+        self._record = load_run(self._path).record
+        before = self._path / "sweep.yaml"
+        if before.is_file() and before.read_text() != sweep_yaml:
+            before.rename(self._superseded("sweep.yaml"))
+        write_bytes(before, sweep_yaml.encode())
+        for table in ("summary.parquet", profile.FILE):
+            summary.forget(self._path / table, again)
+        for slug in again:
+            if (folder := self._path / "trials" / slug).exists():
+                folder.rename(self._superseded(slug))
+        self.update(fields)
+
+    def _hold(self) -> None:
+        """Be the only process that writes to the run, as long as this one lives."""
+        try:
+            self._lock = locked(self._path / STORE_LOCK)
+        except BlockingIOError:
+            raise AnalysisError(f"{self._path}: another process writes to this run") from None
+
+    def _superseded(self, name: str) -> Path:
+        """Return where something of that name goes that is not the run's any more; nothing there is replaced."""
+        folder = self._path / "superseded"
+        folder.mkdir(exist_ok=True)
+        return next(path for n in itertools.count(1) if not (path := folder / f"{name}-earlier-{n}").exists())
 
     def update(self, fields: Mapping[str, Any]) -> None:
         """Set fields of `run.json`."""

@@ -155,6 +155,17 @@ def _write(path: Path, rows: pl.LazyFrame) -> None:
         ordered.sink_parquet(temporary, compression="zstd", metadata=_VERSION, maintain_order=True)
 
 
+def forget(path: Path, slugs: Sequence[str]) -> None:
+    """Take the rows of these trials out of a table of metrics: a later attempt at one may carry the same number."""
+    try:
+        version = (pq.read_metadata(path).metadata or {}).get(b"metrics_version", b"").decode()
+    except (OSError, pa.ArrowException):
+        return  # there is none, or it is made anew by whoever reads it
+    kept = pl.scan_parquet(path).filter(~pl.col("slug").is_in(slugs))
+    with replacing(path) as temporary:
+        kept.sink_parquet(temporary, compression="zstd", metadata={"metrics_version": version}, maintain_order=True)
+
+
 def _agreeing(kept: pl.LazyFrame, fresh: pl.LazyFrame) -> list[pl.LazyFrame]:
     """Return two parts of a summary, an axis as text in both where they do not agree on its type."""
     first, second = kept.collect_schema(), fresh.collect_schema()

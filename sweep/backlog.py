@@ -53,6 +53,10 @@ class Backlog:
         """Add a trial after all others, or before them where it is tried again."""
         self._put(Waiting(next(self._later if attempt == 1 else self._sooner), trial, attempt))
 
+    def settle(self, trial: Trial, node: Node) -> None:
+        """Make `node` the home of the trial's cell, as one that ran a trial of it before."""
+        self._homes[_cell_key(trial)] = node.ray_id
+
     def peek(self, node: Node) -> Waiting | None:
         """Return the next trial for `node`; None where none waits for it."""
         heap = self._heap_for(node)

@@ -6,21 +6,20 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sweep import __version__, config, interrupt
-from sweep.definition import Definition, Sweep
+from sweep.definition import Definition
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
-from sweep.placement import Placement, Placements, fit, needs
+from sweep.past import find
 from sweep.plan import Grid
-from sweep.progress import counted
+from sweep.preview import dry_run
 from sweep.selection import Selection
 from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
-from tasks.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from sweep.run import Options
@@ -36,6 +35,8 @@ examples
   python -m sweep conf/quickstart.yaml --dry-run                  show the trials, what each needs, where it would run
   python -m sweep conf/quickstart.yaml repeats=5 'grid.storage.fs=[ext4,btrfs]'
   python -m sweep conf/quickstart.yaml workload.sizes=[1GiB] storage.image_size=4GiB storage.path=/mnt/nvme0
+  python -m sweep conf/quickstart.yaml --resume                   go on with the newest run, and say why trials run
+  python -m sweep.runs                                            the runs that there are
   python -m sweep --keys                                          every key a sweep file may hold, with its meaning
   python -m analysis results/quickstart                           draw the newest run's figures again
 
@@ -71,7 +72,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("conf", metavar="CONF", nargs="?", help="sweep file, or the name of one that comes with the package")
     p.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the sweep; values are YAML")
-    p.add_argument("--dry-run", action="store_true", help="print the trials and where they would run; start nothing")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would become of each trial; start nothing",
+    )
     p.add_argument(
         "--only",
         metavar="EXPR",
@@ -89,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
         "--max-failures", metavar="N", type=_count, help="start no more trials once N have failed or are not valid"
     )
     p.add_argument("--fail-fast", action="store_true", help="stop everything at the first trial that is not valid")
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the newest run: trials that are valid and unchanged are kept"
+    )
+    p.add_argument("--run", metavar="RUN", help="with --resume: the run to go on with, by its id or folder")
     p.add_argument("--keys", action="store_true", help="print every key a sweep file may hold, and exit")
     p.add_argument("--version", action="version", version=f"offload-sweep {__version__}")
     return p
@@ -125,11 +134,14 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return EXIT_VALID
     if not args.conf:
         raise UserError(f"name a sweep file; those of the package: {config.shipped()}. More: python -m sweep --help")
+    if args.run is not None and not args.resume:
+        raise UserError(f"command line: --run {args.run} says which run to go on with: add --resume")
     sweep = config.load(args.conf, args.overrides)
     plan, selection = Grid(sweep), Selection(tuple(args.only), tuple(args.trial))
     plan.select(selection.of(plan.trials, sweep))
     if args.dry_run:
-        return dry_run(sweep, plan, args.address)
+        resumed = find(Path(args.results), sweep.name, args.run) if args.resume else None
+        return dry_run(sweep, plan, Path(args.results), args.address, resumed)
     from sweep.run import run_sweep
 
     return run_sweep(sweep, plan, _options(args, arguments, selection))
@@ -146,57 +158,9 @@ def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Sele
         keep=args.keep,
         max_failures=args.max_failures,
         fail_fast=args.fail_fast,
+        resume=args.resume,
+        run=args.run,
     )
-
-
-def dry_run(sweep: Sweep, plan: Grid, address: str | None) -> int:
-    """Print every trial with what it needs and where it would run; raise PlacementError where that is nowhere."""
-    from sweep import cluster
-
-    if address:
-        with cluster.joined(address) as nodes:
-            placements = Placements(nodes)
-    else:
-        placements = Placements([cluster.here()])
-    fit(sweep, plan, placements)
-    print(f"{sweep.name}: {_size(sweep, plan)}")
-    for text in plan.idle:
-        print(f"note: no cell meets {text}")
-    for words, reason in plan.skipped:
-        print(f"left out: {words}: {reason}")
-    if sweep.description:
-        print(sweep.description)
-    width = max(len(t.id) for t in plan.trials)
-    for trial in plan.trials:
-        print(f"  {trial.id:<{width}}  on {_where(placements.of(trial))}")
-    for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in plan.trials):
-        print(f"needs {wanted}")
-    print(f"figures: {', '.join(sweep.figures)}")
-    return EXIT_VALID
-
-
-def _size(sweep: Sweep, plan: Grid) -> str:
-    """Return in words how many trials there are, and what they are made of."""
-    warmups = sum(trial.warmup for trial in plan.trials)
-    cells = len({id(trial.cell) for trial in plan.trials})  # the trials of a cell share it
-    all_same = cells * sweep.repeats == len(plan.trials) - warmups
-    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
-    all_of_them = counted(plan.total, "trial")
-    count = all_of_them if len(plan.trials) == plan.total else f"{len(plan.trials)} of {all_of_them} selected"
-    beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
-    return f"{count}{beside}, {counted(cells, 'cell')} x {repeats}"
-
-
-def _where(placements: Sequence[Placement]) -> str:
-    return " or ".join(p.where() for p in placements)
-
-
-def _wanted(config: Mapping[str, Any], placement: Placement) -> str:
-    names = sorted({*needs(config), f"tracer:{placement.tracer}"})
-    storage = config["storage"]
-    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(config).space_bytes()
-    gpu = ["gpu"] if placement.gpus and "gpu" not in names else []
-    return f"{', '.join([*names, *gpu])}; {format_bytes(parse_bytes(room))} of disk"
 
 
 def print_keys() -> None:

@@ -54,8 +54,8 @@ class Grid:
         #: Cells that make no sense, and trials that no node can run, left out; each with the reason.
         self.skipped: list[tuple[str, str]] = []
         self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
-        #: How many trials the sweep has, selected or not.
-        self.total = len(self.trials)
+        #: All trials of the sweep, selected or not.
+        self.every = self.trials
         self._asked = False
 
     def select(self, trials: Sequence[Trial]) -> None:
@@ -140,6 +140,12 @@ class _Cell:
         """Return one of its repeats, or one of its warm-ups."""
         identity = identity_of(self.words, repeat, warmup)
         return Trial(identity, slug_of(identity), self.values, repeat, self.config, warmup)
+
+
+def plan_entry(trial: Trial) -> dict[str, Any]:
+    """Return what a run records of a trial that it is to have."""
+    entry = {"id": trial.id, "slug": trial.slug, "cell": dict(trial.cell), "repeat": trial.repeat}
+    return entry | ({"warmup": True} if trial.warmup else {})
 
 
 def word(label: str, value: Any) -> str:

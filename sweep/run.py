@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from sweep import __version__, cluster, interrupt, progress, session
+from sweep import __version__, cluster, interrupt, lock, progress, session
+from sweep.code import table_of
 from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_VALID, ConfigError, first_line
 from sweep.membership import Membership
+from sweep.past import Past, find
 from sweep.placement import Node, Placements, few, fit
-from sweep.plan import Grid, Trial
+from sweep.plan import Grid, plan_entry
+from sweep.resume import RUNS, Decisions, State, ask_here, ask_through_ray
 from sweep.selection import Selection
 from tasks import interpreter, lease
 from tasks.machine import user_name
@@ -47,6 +50,8 @@ class Options:
     fail_fast: bool = False
     selection: Selection = Selection()
     keep: bool = False
+    resume: bool = False
+    run: str | None = None
 
 
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
@@ -55,11 +60,21 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     here = cluster.here()
     if address is None:
         fit(sweep, plan, Placements([here]))
-    folder = _new_folder(options.results, sweep.name)
+    new = not options.resume
+    folder = _new_folder(options.results, sweep.name) if new else find(options.results, sweep.name, options.run)
+    with lock.held(folder):
+        return _drive(here, sweep, plan, folder, key, options)
+
+
+def _drive(here: Node, sweep: Sweep, plan: Grid, folder: Path, key: str, options: Options) -> int:
+    """Run the sweep on this machine or a cluster, as the one driver of the run in `folder`."""
+    address = options.address
     if address is None:
         session.clear_abandoned()
         for problem in lease.reap():
             print(f"sweep: an earlier sweep left this behind, and it cannot be removed: {problem}", file=sys.stderr)
+    if options.resume:
+        lock.wait_for_writer(folder)
     what = f"{sweep.name}: {progress.counted(len(plan.trials), 'trial')}"
     print(f"{what}; {f'joining {address}' if address else 'starting Ray'}", flush=True)
     nodes_of: AbstractContextManager[list[Node]] = cluster.joined(address) if address else cluster.local(here)
@@ -88,11 +103,17 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
         keep=options.keep,
     )
     membership = Membership(nodes, started_locally=False) if options.address else None
+    resumed = _resumed(plan, placements, folder, options) if options.resume else None
+    finished = resumed.records() if resumed else {}
+    record = _record(sweep, plan, folder, nodes, options)
     with interrupt.deferred():
         actor = analysis_actor.start(str(folder))
-        ray.get(actor.create.remote(_record(sweep, plan, folder, nodes, options), as_yaml(sweep)))
-    with progress.shown(len(plan.trials)) as shown:
-        scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown, policy, membership)
+        if resumed:
+            ray.get(actor.resume.remote(resumed.fields(record), as_yaml(sweep), resumed.aside()))
+        else:
+            ray.get(actor.create.remote(record, as_yaml(sweep)))
+    with progress.shown(len(plan.trials) - len(finished)) as shown:
+        scheduler = Scheduler(sweep.name, key, plan, placements, actor, shown, policy, membership, finished=finished)
         try:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
@@ -113,6 +134,14 @@ def _run_on(nodes: Sequence[Node], sweep: Sweep, plan: Grid, folder: Path, key: 
     if scheduler.stopped_by:
         print(f"stopped: {scheduler.stopped_by}; not run: {len(plan.trials) - len(scheduler.records)}")
     return _conclude(scheduler.records, drawn)
+
+
+def _resumed(plan: Grid, placements: Placements, folder: Path, options: Options) -> Decisions:
+    """Decide what of an earlier run is good, tell it, and leave out of the plan what is not worth running."""
+    decisions = Decisions(plan, placements, Past(folder), ask_through_ray if options.address else ask_here)
+    print("\n".join([f"going on with {_shown(folder)}", *(f"  {line}" for line in decisions.told())]), flush=True)
+    plan.select(decisions.trials(*RUNS, State.reuse))
+    return decisions
 
 
 def _draw(actor: Any, folder: Path) -> dict[str, Any]:
@@ -213,17 +242,13 @@ def _record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], optio
             **interpreter.installed(["ray", "polars", "altair"]),
         },
         "nodes": [node.record() for node in nodes],
-        "plan": [_plan_entry(t) for t in plan.trials],
+        "plan": [plan_entry(t) for t in plan.trials],
+        "code": table_of(t.config for t in plan.trials),
         "selection": options.selection.to_json(),
         "skipped": [{"id": words, "reason": reason} for words, reason in plan.skipped],
         "figures": list(sweep.figures),
         "reproduce": ["python", "-m", "sweep", _shown(folder / "sweep.yaml"), *options.selection.argv()],
     }
-
-
-def _plan_entry(trial: Trial) -> dict[str, Any]:
-    entry = {"id": trial.id, "slug": trial.slug, "cell": dict(trial.cell), "repeat": trial.repeat}
-    return entry | ({"warmup": True} if trial.warmup else {})
 
 
 def _git_state() -> dict[str, Any] | None:

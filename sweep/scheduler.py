@@ -74,8 +74,11 @@ class Scheduler:
         policy: Policy | None = None,
         membership: Membership | None = None,
         launch: Callable[[TrialSpec, Placement, Any, Any], Any] = submit,
+        finished: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Run the trials of `plan` where `placements` says they can; `key` starts every token.
+
+        `finished` has the records of those that an earlier driver finished, by id: they are not run again.
 
         `membership` tells of nodes that come and go; without it nobody does. `launch` starts an attempt, given its
         specification, its place, the actor and what must be done before, and returns a reference to its answer.
@@ -89,7 +92,8 @@ class Scheduler:
         self._asked: Any = None
         self._asked_s = self._stranded_s = 0.0
         self._failures = 0
-        self.records: dict[str, Mapping[str, Any]] = {}
+        self.records: dict[str, Mapping[str, Any]] = dict(finished or {})
+        self._settle()
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -124,8 +128,17 @@ class Scheduler:
                 self.stop()
             return bool(self._running)
         for trial in self._plan.next_trials(self.records):
-            self._backlog.push(trial)
+            if trial.id not in self.records:
+                self._backlog.push(trial)
         return bool(self._running) or bool(self._backlog)
+
+    def _settle(self) -> None:
+        """Keep cells that an earlier driver began on the nodes where it did."""
+        nodes = {node.name: node for node in reversed(self._placements.nodes)}
+        for trial in self._plan.trials if self.records else ():
+            node = nodes.get(self.records[trial.id]["node"]["hostname"]) if trial.id in self.records else None
+            if node and self._placements.at(trial, node):
+                self._backlog.settle(trial, node)
 
     def _submit_what_fits(self) -> None:
         if self.stopped_by:

@@ -132,6 +132,20 @@ class Lease:
         temporary.replace(self._file)
 
 
+def settings_to_give_back() -> dict[str, dict[str, str]]:
+    """Return, by queue folder, the settings as they were before attempts of this machine changed them.
+
+    Those of killed attempts too, which nobody has cleaned up after yet.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for folder in sorted((state_dir() / "attempts").glob("*")):
+        lease = Lease.load(folder)
+        for entry in lease._held if lease else ():
+            if entry["kind"] == "queue" and entry.get("boot_id") == boot_id():
+                found.setdefault(entry["folder"], {}).update(entry["values"])
+    return found
+
+
 def reap() -> list[str]:
     """Clean up after every attempt on this machine whose owner is gone; return what could not be undone."""
     with (state_dir() / "reaping.lock").open("w") as lock:

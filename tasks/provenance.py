@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
@@ -83,14 +83,23 @@ def node(root: Path = _ROOT) -> dict[str, Any]:
         "os": _os_name(root),
         "cgroup_version": hierarchy.version if hierarchy else UNKNOWN,
         **_cpu(root / "sys/devices/system/cpu"),
+        **settings(root),
         "numa_nodes": _numa_nodes(root / "sys/devices/system/node"),
-        "transparent_hugepages": _chosen(_read(root / "sys/kernel/mm/transparent_hugepage/enabled")),
-        "vm": {name: _number(root / "proc/sys/vm" / name) for name in _SYSCTLS},
         "uptime_s": next(iter(_numbers(_read(root / "proc/uptime"))), UNKNOWN),
         "load_average": _numbers(_read(root / "proc/loadavg"))[:3] or UNKNOWN,
-        "tools": dict(tool_versions()),
-        "gpu_driver": _read(root / "sys/module/nvidia/version"),
+        "tools": tool_versions(),
         "gpus_detail": gpus(root),
+    }
+
+
+def settings(root: Path = _ROOT) -> dict[str, Any]:
+    """Return those of the node's settings that shape its I/O and stay as they are from trial to trial."""
+    cpu = _cpu(root / "sys/devices/system/cpu")
+    return {
+        **{name: cpu[name] for name in ("cpu_governor", "cpu_boost", "smt")},
+        "transparent_hugepages": _chosen(_read(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+        "vm": {name: _number(root / "proc/sys/vm" / name) for name in _SYSCTLS},
+        "gpu_driver": _read(root / "sys/module/nvidia/version"),
     }
 
 
@@ -132,13 +141,17 @@ def _numbers(text: str) -> list[float]:
     return [float(word) for word in text.split() if re.fullmatch(r"\d+(\.\d+)?", word)]
 
 
-@cache
-def tool_versions() -> tuple[tuple[str, str], ...]:
+def tool_versions() -> dict[str, str]:
     """Return the versions of the programs that trials start, those that are installed."""
-    return tuple((name, _version(argv)) for name, argv in _TOOLS.items() if shutil.which(argv[0]))
+    return {name: version for name in _TOOLS if (version := tool_version(name)) is not None}
 
 
-def _version(argv: Sequence[str]) -> str:
+@cache
+def tool_version(name: str) -> str | None:
+    """Return the version of a program that trials start, or None where it is not installed."""
+    argv = _TOOLS[name]
+    if not shutil.which(argv[0]):
+        return None
     try:
         told = subprocess.run(argv, capture_output=True, text=True, timeout=10, errors="replace")
     except (OSError, subprocess.SubprocessError):
@@ -286,12 +299,3 @@ def watched(facts: Mapping[str, Any], root: Path = _ROOT) -> Iterator[None]:
     finally:
         for one in drives:
             one["health"]["end"] = health(one["name"], root)
-
-
-def lasting(node: Mapping[str, Any], device: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a fingerprint should know of these facts: what shapes results and does not vary among trials."""
-    settings = ("cpu_governor", "cpu_boost", "smt", "transparent_hugepages", "vm", "gpu_driver")
-    return {
-        "settings": {name: node.get(name, UNKNOWN) for name in settings},
-        "firmware": [one.get("firmware", UNKNOWN) for one in device.get("drives") or []],
-    }

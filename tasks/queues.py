@@ -34,7 +34,7 @@ def queue_facts(devices: Devices, read_ahead: Path | None) -> dict[str, str]:
     """
     found = {}
     for name in _SHOWN:
-        values = [value for d in devices if (value := _setting(_folder(d.name), name)) is not None]
+        values = [value for d in devices if (value := _setting(queue_folder(d.name), name)) is not None]
         if values:
             found[name] = values[0] if len(set(values)) == 1 else ", ".join(values)
     if read_ahead is not None and (value := _setting(read_ahead, "read_ahead_kb")) is not None:
@@ -52,7 +52,7 @@ def held_queues(devices: Devices, read_ahead: Path | None, limits: QueueLimits, 
     ahead = wanted.pop("read_ahead_kb", None)
     with ExitStack() as held:
         for device in devices if wanted else ():
-            held.enter_context(_held(_folder(device.name), device.name, wanted, lease))
+            held.enter_context(_held(queue_folder(device.name), device.name, wanted, lease))
         if ahead is not None:
             if read_ahead is None:
                 raise StorageError("storage.queue.read_ahead_kb: the filesystem has no block device to read ahead from")
@@ -101,7 +101,8 @@ def _advice(folder: Path, name: str) -> str:
     return ""
 
 
-def _folder(disk: str) -> Path:
+def queue_folder(disk: str) -> Path:
+    """Return where a disk's queue settings lie."""
     return _SYS_BLOCK / disk / "queue"
 
 

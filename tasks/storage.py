@@ -68,11 +68,12 @@ class Volume:
         return {"drive": ", ".join(drives), "drive_model": models, "ram_backed": in_memory}
 
 
-def image_dir(storage: Storage) -> Path:
-    """Return the folder under which a loop image is made."""
+def base_dir(storage: Storage) -> Path:
+    """Return the folder in which a trial makes its image, or its offload directory."""
     if storage.path:
         return Path(storage.path)
-    return TMPFS_DIR if storage.backing is Backing.tmpfs else default_image_dir()
+    in_memory = storage.kind is StorageKind.loop and storage.backing is Backing.tmpfs
+    return TMPFS_DIR if in_memory else default_image_dir()
 
 
 @contextmanager
@@ -142,7 +143,7 @@ def _mounted(storage: Storage, source: Device, folder: Path, lease: Lease) -> It
 
 @contextmanager
 def _loop(storage: Storage, lease: Lease, keep_for: str | None) -> Iterator[Volume]:
-    base = image_dir(storage)
+    base = base_dir(storage)
     if not base.is_dir():
         raise StorageError(f"storage.path: {base} is no folder on this node")
     with _own_folder(base, lease, keep_for) as folder:
@@ -240,7 +241,7 @@ def _offload_dir(parent: Path) -> Path:
 
 @contextmanager
 def _directory(storage: Storage, lease: Lease, keep_for: str | None) -> Iterator[Volume]:
-    base = Path(storage.path) if storage.path else default_image_dir()
+    base = base_dir(storage)
     if not base.is_dir():
         raise StorageError(f"storage.path: {base} is no folder on this node")
     with _own_folder(base.resolve(), lease, keep_for) as folder:

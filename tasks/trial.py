@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import calibration, ceiling, cost, interpreter, machine, phases, provenance, tracers, workloads
+from tasks import calibration, ceiling, cost, identity, interpreter, machine, phases, provenance, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import QUIET_S, boot_id, check_traceable
@@ -170,7 +170,9 @@ class _Trial:
 
     def run(self) -> None:
         """Run all steps; raises TaskError where the trial cannot go on."""
-        self._packages = interpreter.versions(self._workload.python(), self._workload.packages())
+        asked = identity.question(self._spec.config)
+        node = self._record["fingerprint"]["node"] = identity.identity(asked)
+        self._packages = node["packages"]
         self._record["node"] |= provenance.node()
         self._chosen = self._choose_tracer()
         storage = storage_of(self._spec.config)
@@ -178,9 +180,9 @@ class _Trial:
         with volume(storage, self._lease, self._spec.id if self._spec.keep else None) as found:
             self._record["device"] = found.devices.facts() | found.drive_facts() | provenance.device(found)
             self._record["storage"] = found.facts
-            self._record["fingerprint"]["node"] = self._node_half(found)
             with provenance.watched(self._record["device"]):
                 self._measure(found)
+            identity.mark_written(node, asked)
         if self._spec.keep:
             on_device = storage.device if storage.kind is StorageKind.device else None
             self._record["kept"] = kept_device(on_device) if on_device else kept(self._lease.token)
@@ -193,22 +195,6 @@ class _Trial:
         name, chosen = calibration.chosen(available, self._lease, self._environment, self._announce)
         self._trace = replace(self._trace, tracer=name)
         return {"chosen": chosen}
-
-    def _node_half(self, found: Volume) -> dict[str, Any]:
-        """Return the half of the fingerprint that only the node knows."""
-        node = self._record["node"]
-        # A RAM-backed image is its own drive, under whatever loop device was free.
-        unstable = ("image", "free_bytes", "drives", "source", "trimmed_bytes")
-        device = self._record["device"]
-        return {
-            "kernel": node["kernel"],
-            "cpu": node["cpu"],
-            "gpus": node["gpus"],
-            "packages": self._packages,
-            "device": {k: device[k] for k in ("drive", "drive_model", "logical_block_bytes", "ram_backed")},
-            "storage": {k: v for k, v in found.facts.items() if k not in unstable},
-            **provenance.lasting(node, device),
-        }
 
     def _measure(self, found: Volume) -> None:
         beside = (found, self._lease, self._environment, self._announce)

@@ -64,3 +64,6 @@ class Workload:
 
     def packages(self):
         return ()
+
+    def files(self):
+        return self._config.argv

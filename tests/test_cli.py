@@ -83,7 +83,7 @@ def test_a_dry_run_shows_every_trial_and_takes_less_than_a_second(tmp_path: Path
     assert children_cpu_s() - before < 1
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 trials, 2 cells x 2 repeats" in done.stdout
-    assert re.findall(r"^  (\S+)  on ", done.stdout, re.MULTILINE) == [
+    assert re.findall(r"^  (\S+)  run  on ", done.stdout, re.MULTILINE) == [
         f"loops={loops},rep={rep}" for rep in (1, 2) for loops in (1, 2)
     ]
     assert "needs engine:torch, tracer:none; 1 MiB of disk\n" in done.stdout
@@ -107,7 +107,7 @@ def test_a_dry_run_of_the_quickstart_takes_less_than_a_second(tmp_path: Path) ->
         assert "no node can run" in done.stderr
         return
     assert "8 trials, 4 cells x up to 3 repeats" in done.stdout
-    assert len(re.findall(r"^  scenario=\w+,fs=(ext4|xfs),rep=\d +on ", done.stdout, re.MULTILINE)) == 8
+    assert len(re.findall(r"^  scenario=\w+,fs=(ext4|xfs),rep=\d +run +on ", done.stdout, re.MULTILINE)) == 8
     assert done.stderr == ""
 
 

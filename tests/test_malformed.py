@@ -371,7 +371,7 @@ def test_a_gpu_that_no_node_has(
 def test_a_refusal_names_the_trials_that_it_is_about(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "c.yaml").write_text(SMALL + "grid: {storage.image_size: [1GiB, 9000TiB]}\nrepeats: 5\n")
     words = ["no node can run 5 of 10 trials", "image_size=9000TiB,rep=1", "and 2 more"]
-    refused(["c.yaml", "--dry-run"], words, folder, capsys)
+    refused(["c.yaml"], words, folder, capsys)
 
 
 @pytest.mark.parametrize("case", ["unknown key at the top", "a bracket left open", "an image larger than the disk"])

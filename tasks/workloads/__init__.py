@@ -120,6 +120,10 @@ class Workload(Protocol):
         """Return the distributions that interpreter must have, and whose versions belong to the result."""
         ...
 
+    def files(self) -> Sequence[str]:
+        """Return the program, then the paths, of files that are not ours and whose content belongs to the result."""
+        ...
+
 
 def load(kind: str) -> type[Workload]:
     """Return the workload class named `kind`; KeyError where there is none."""

@@ -89,10 +89,15 @@ class Workload:
 
     def job(self, folder: Path, offload_dir: Path, seed: int) -> Job:
         """Return the program with its values filled in."""
-        values = {name: _shown(value) for name, value in self._config.values.items()} | {_GIVEN: str(offload_dir)}
-        argv = [_filled(str(text), values) for text in self._config.argv]
+        values = self._values(str(offload_dir))
         env = {name: _filled(str(text), values) for name, text in self._config.env.items()}
-        return Job("command", argv, env)
+        return Job("command", self._argv(values), env)
+
+    def _values(self, offload_dir: str) -> dict[str, str]:
+        return {name: _shown(value) for name, value in self._config.values.items()} | {_GIVEN: offload_dir}
+
+    def _argv(self, values: dict[str, str]) -> list[str]:
+        return [_filled(str(text), values) for text in self._config.argv]
 
     def role(self, path: str) -> str:
         """Return that a file is a file: what the program keeps in it is its own."""
@@ -118,6 +123,11 @@ class Workload:
     def packages(self) -> Sequence[str]:
         """Return nothing: the program's version is not ours to know."""
         return ()
+
+    def files(self) -> Sequence[str]:
+        """Return the words of the command line and of its environment, as far as they are known before it runs."""
+        values = self._values(f"{{{_GIVEN}}}")
+        return (*self._argv(values), *(_filled(str(text), values) for text in self._config.env.values()))
 
 
 def _shown(value: Any) -> str:

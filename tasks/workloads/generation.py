@@ -18,6 +18,9 @@ DEVICES = ("auto", "cpu", "cuda")
 #: Phases in which the engine runs the whole model once.
 PASSES = ("warmup", "prefill", "decode")
 
+#: Names under which transformers saves weights, or the index of their shards.
+_WEIGHTS = tuple(f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
+
 
 @dataclass
 class GenerationConfig:
@@ -92,6 +95,11 @@ class Generation:
     def packages(self) -> Sequence[str]:
         """Return the engine and what it stands on."""
         return self._packages
+
+    def files(self) -> Sequence[str]:
+        """Return what a checkpoint consists of; of its shards, the index."""
+        folder, names = self._config.checkpoint, ("config.json", *_WEIGHTS)
+        return ("", *(f"{folder}/{name}" for name in names)) if folder else ()
 
     def doubts(self, spans: Sequence[Span]) -> list[str]:
         """Return a reason where the job generated fewer tokens than asked, whatever it said at its end."""

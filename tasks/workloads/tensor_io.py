@@ -172,6 +172,10 @@ class Workload:
         """Return the engines."""
         return ("torch",) if self._config.apis == ["posix"] else ("torch", "deepspeed")
 
+    def files(self) -> Sequence[str]:
+        """Return nothing: all of the job is ours."""
+        return ()
+
 
 def _unknown(name: str, values: list[str], known: Sequence[str]) -> list[Problem]:
     found = [Problem(name, f"lists {v!r} twice") for i, v in enumerate(values) if v in values[:i]]

@@ -1,0 +1,115 @@
+"""The dry run: what would become of every trial, where, in what time and on how much disk; nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sweep import cluster, durations, lock
+from sweep.definition import Sweep
+from sweep.durations import Durations
+from sweep.errors import EXIT_VALID
+from sweep.past import Past
+from sweep.placement import Placement, Placements, fit, needs
+from sweep.plan import Grid, Trial
+from sweep.progress import counted
+from sweep.resume import RUNS, Decisions, State, ask_here, ask_through_ray, in_words
+from tasks import workloads
+from tasks.units import format_bytes, parse_bytes
+
+
+def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resumed: Path | None) -> int:
+    """Print what would become of every trial, with `resumed` if that run is gone on with, and return the exit code.
+
+    Raises PlacementError after all that, where trials are impossible and the sweep does not leave those out.
+    """
+    if resumed:
+        lock.refuse_driven(resumed)
+    with _nodes(address) as placements:
+        past = Past(resumed) if resumed else None
+        decisions = Decisions(plan, placements, past, ask_through_ray if address else ask_here)
+    print(f"{sweep.name}: {_size(sweep, plan)}")
+    for text in plan.idle:
+        print(f"note: no cell meets {text}")
+    for words, reason in plan.skipped:
+        print(f"left out: {words}: {reason}")
+    if sweep.description:
+        print(sweep.description)
+    known = Durations((results / sweep.name).absolute(), plan.every)
+    _print_trials(plan, placements, decisions, known)
+    if resumed:
+        print("\n".join([f"--resume goes on with {resumed}", *(f"  {line}" for line in decisions.told())]))
+    runs = decisions.trials(*RUNS)
+    for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in runs):
+        print(f"needs {wanted}")
+    print(f"expected: {_expected(sweep, runs, placements, known)}")
+    print(f"figures: {', '.join(sweep.figures)}")
+    fit(sweep, plan, placements)
+    return EXIT_VALID
+
+
+@contextmanager
+def _nodes(address: str | None) -> Iterator[Placements]:
+    if address is None:
+        yield Placements([cluster.here()])
+        return
+    with cluster.joined(address) as nodes:
+        yield Placements(nodes)
+
+
+def _size(sweep: Sweep, plan: Grid) -> str:
+    """Return in words how many trials there are, and what they are made of."""
+    warmups = sum(trial.warmup for trial in plan.trials)
+    cells = len({id(trial.cell) for trial in plan.trials})  # the trials of a cell share it
+    all_same = cells * sweep.repeats == len(plan.trials) - warmups
+    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
+    all_of_them = counted(len(plan.every), "trial")
+    count = all_of_them if len(plan.trials) == len(plan.every) else f"{len(plan.trials)} of {all_of_them} selected"
+    beside = f", {counted(warmups, 'warm-up')} of them" if warmups else ""
+    return f"{count}{beside}, {counted(cells, 'cell')} x {repeats}"
+
+
+def _print_trials(plan: Grid, placements: Placements, decisions: Decisions, known: Durations) -> None:
+    """Print one line for each trial: its id, its state, why, where it would run, and what that takes."""
+    width = max(len(t.id) for t in plan.trials)
+    states = max(len(one.state.value) for one in decisions.of.values())
+    for trial in plan.trials:
+        decision = decisions.of[trial.id]
+        words = [] if decision.state is State.reuse else [in_words(decision.reasons)]
+        if decision.state in RUNS:
+            took_s = known.of(trial)
+            time = "unknown time" if took_s is None else f"about {durations.in_words(took_s)}"
+            words.append(f"on {_where(placements.of(trial))}, {_room(trial.config)}, {time}")
+        text = "; ".join(filter(None, words))
+        print(f"  {trial.id:<{width}}  {decision.state.value:<{states}}  {text}".rstrip())
+
+
+def _expected(sweep: Sweep, runs: Sequence[Trial], placements: Placements, known: Durations) -> str:
+    unknown = sum(known.of(trial) is None for trial in runs)
+    if not runs:
+        return "nothing to run"
+    if unknown == len(runs):
+        return "unknown time, for no earlier run has valid trials of these cells"
+    total = f"about {durations.in_words(known.total(runs, placements, sweep.cooldown_s))}"
+    nodes = len({p.node.ray_id for trial in runs for p in placements.of(trial)})
+    alone = "one trial at a time" + (f" on each of {nodes} nodes" if nodes > 1 else "")
+    beside = f", and {counted(unknown, 'trial')} of unknown time" if unknown else ""
+    return f"{total} for {counted(len(runs) - unknown, 'trial')}, {alone}{beside}"
+
+
+def _where(placements: Sequence[Placement]) -> str:
+    return " or ".join(p.where() for p in placements)
+
+
+def _room(config: Mapping[str, Any]) -> str:
+    storage = config["storage"]
+    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(config).space_bytes()
+    return f"{format_bytes(parse_bytes(room))} of disk"
+
+
+def _wanted(config: Mapping[str, Any], placement: Placement) -> str:
+    names = sorted({*needs(config), f"tracer:{placement.tracer}"})
+    gpu = ["gpu"] if placement.gpus and "gpu" not in names else []
+    return f"{', '.join([*names, *gpu])}; {_room(config)}"
