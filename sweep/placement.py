@@ -15,7 +15,7 @@ from tasks import workloads
 from tasks.machine import NEEDS_ROOT, Offer, Place
 from tasks.mounts import options_not_in_force
 from tasks.scratch import unlisted
-from tasks.spec import ANY_FILESYSTEM, Backing, Storage, StorageKind, storage_of
+from tasks.spec import ANY_FILESYSTEM, Backing, Storage, StorageKind, node_of, storage_of
 from tasks.storage import SPARE_BYTES, TMPFS_DIR
 from tasks.tracers import OF_REQUESTS
 from tasks.units import format_bytes, parse_bytes
@@ -69,6 +69,8 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
         found["tmpfs"] = "storage.backing"
     if any(limit is not None for limit in vars(storage.queue).values()):
         found["root"] = "storage.queue"
+    if node_of(dict(config)).gpu is not None:
+        found["gpu"] = "node.gpu"
     if config["limits"]["memory"] is not None:
         found["memory_limit"] = "limits.memory"
     if config["trace"]["measure_cost"]:
@@ -94,7 +96,7 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     storage = storage_of(dict(config))
     on_device = storage.kind is StorageKind.device
     drives, in_the_way = (_device_drives if on_device else _folder_drives)(storage, config, node.offer)
-    if obstacles := [*obstacles, *in_the_way]:
+    if obstacles := [*obstacles, *_wish_obstacles(config, node.offer), *in_the_way]:
         return sorted(set(obstacles), key=obstacles.index)
     tracer = _tracer(config, have)
     definite = {**config, "trace": {**config["trace"], "tracer": tracer}}
@@ -102,6 +104,21 @@ def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     resources = {name: _SHARE for name in wanted if name != "gpu"}
     resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
     return Placement(node, drives, definite, resources, int(wants_gpu))
+
+
+def _wish_obstacles(config: Mapping[str, Any], offer: Offer) -> list[str]:
+    """Return what a trial asks of the node itself, or of its memory, that this one is not or has not."""
+    wish, memory, wrong = node_of(dict(config)), config["limits"]["memory"], []
+    if wish.name is not None and wish.name != offer.hostname:
+        wrong.append(f"node.name: this node is {offer.hostname}, not {wish.name}")
+    models = offer.facts.get("gpus", [])
+    # All of them: Ray gives a trial any of the node's GPUs.
+    if wish.gpu is not None and not (models and all(wish.gpu.lower() in model.lower() for model in models)):
+        wrong.append(f"node.gpu: this node has {', '.join(dict.fromkeys(models)) or 'no GPU'}, not {wish.gpu}")
+    if memory is not None and offer.memory_bytes is not None and parse_bytes(memory) > offer.memory_bytes:
+        has = format_bytes(offer.memory_bytes)
+        wrong.append(f"limits.memory: {format_bytes(parse_bytes(memory))} are more than the {has} that this node has")
+    return wrong
 
 
 def _tracer(config: Mapping[str, Any], have: set[str]) -> str:
@@ -118,7 +135,7 @@ def _folder_drives(storage: Storage, config: Mapping[str, Any], offer: Offer) ->
     if storage.path and offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
         return (), [f"storage.path: {storage.path} is no folder on this node"]
     if ground is None:
-        return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.state_dir}"]
+        return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.image_dir}"]
     return () if ground.ram_backed else ground.drives, _space_obstacles(storage, config, ground)
 
 
@@ -144,8 +161,9 @@ def _ground(storage: Storage, offer: Offer) -> Place | None:
     """Return the filesystem that a trial's image, or its directory, lies on."""
     if storage.path:
         return offer.place_of(storage.path)
-    on_tmpfs = storage.kind is StorageKind.loop and storage.backing is Backing.tmpfs
-    return offer.place_of(str(TMPFS_DIR) if on_tmpfs else offer.state_dir)
+    if storage.kind is StorageKind.directory:
+        return offer.place_of(offer.folder_for(storage.fs))
+    return offer.place_of(str(TMPFS_DIR) if storage.backing is Backing.tmpfs else offer.image_dir)
 
 
 def _space_obstacles(storage: Storage, config: Mapping[str, Any], ground: Place) -> list[str]:

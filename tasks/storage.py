@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tasks import device
+from tasks import device, node_config
 from tasks.device import Device, Devices
 from tasks.discard import discard_device, trim_filesystem
 from tasks.errors import StorageError
@@ -71,7 +71,16 @@ def image_dir(storage: Storage) -> Path:
     """Return the folder under which a loop image is made."""
     if storage.path:
         return Path(storage.path)
-    return TMPFS_DIR if storage.backing is Backing.tmpfs else default_image_dir()
+    if storage.backing is Backing.tmpfs:
+        return TMPFS_DIR
+    images = node_config.load().images
+    return Path(images) if images else default_image_dir()
+
+
+def node_dir(storage: Storage) -> Path:
+    """Return the existing folder that a trial without a path works in: the node's own for that filesystem."""
+    folder = node_config.load().folder_for(storage.fs)
+    return Path(folder) if folder else default_image_dir()
 
 
 @contextmanager
@@ -234,7 +243,7 @@ def _offload_dir(parent: Path) -> Path:
 
 @contextmanager
 def _directory(storage: Storage, lease: Lease) -> Iterator[Volume]:
-    base = Path(storage.path) if storage.path else default_image_dir()
+    base = Path(storage.path) if storage.path else node_dir(storage)
     if not base.is_dir():
         raise StorageError(f"storage.path: {base} is no folder on this node")
     with _own_folder(base.resolve(), lease) as folder:
