@@ -122,10 +122,13 @@ class Offer:
 
 @cache
 def facts() -> dict[str, Any]:
-    """Return what a reader of a result needs to know of the machine; `unknown` where it cannot be read."""
+    """Return what a reader of a result needs to know of the machine; `unknown` where it cannot be read.
+
+    Raises NodeConfigError.
+    """
     memory_kib = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     return {
-        "hostname": socket.gethostname(),
+        "hostname": node_config.load().name or socket.gethostname(),
         "user": user_name(),
         "kernel": platform.release(),
         "cpu": _cpu_model(),
@@ -168,12 +171,10 @@ def offer() -> Offer:
     """
     said = node_config.load()
     known = facts() | ({} if said.gpus is None else {"gpus": list(said.gpus)})
-    found = Offer(socket.gethostname(), known, _places(), str(state_dir()), storage=dict(said.storage))
+    found = Offer(known["hostname"], known, _places(), str(state_dir()), storage=dict(said.storage))
     found.memory_bytes = said.memory or known["memory_bytes"]
     for name, obstacle in _obstacles(known["gpus"]).items():
-        obstacle = (
-            f"the node does not offer it ({node_config.node_file()}: without)" if name in said.without else obstacle
-        )
+        obstacle = f"the node does not offer it ({node_config.source()}: without)" if name in said.without else obstacle
         if obstacle is None:
             found.capabilities.append(name)
         else:
@@ -199,8 +200,8 @@ def _name_drives(found: Offer, said: NodeConfig) -> None:
 
 
 def _drives_under(found: Offer, name: str, path: str) -> tuple[str, ...]:
-    where = f"{node_config.node_file()}: drives: {name}: {path}"
-    if path.startswith("/dev/"):
+    where = f"{node_config.source()}: drives: {name}: {path}"
+    if path.startswith("/dev/") and not os.path.isdir(path):
         try:
             return leaf_drives(Device.of_node(path).dev)
         except (OSError, StorageError):

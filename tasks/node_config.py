@@ -11,12 +11,14 @@ drives:                        # drives by a name of the node's own: what is on 
 gpus: [NVIDIA H100 80GB HBM3]  # models, one for each GPU, instead of what the driver tells; [] offers none
 memory: 64GiB                  # what jobs may have of it
 without: [tracer:bpftrace]     # what the node has and does not offer
+name: gpu1                     # what to call it instead of its host name
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -47,6 +49,7 @@ class NodeConfig:
     gpus: tuple[str, ...] | None = None
     memory: int | None = None
     without: tuple[str, ...] = ()
+    name: str | None = None
 
     def folder_for(self, fs: str) -> str | None:
         """Return the folder for trials on the filesystem `fs`, the first one for `auto`; None: the state folder."""
@@ -66,8 +69,17 @@ def node_file() -> Path:
 
 def load() -> NodeConfig:
     """Return this node's configuration, flags over the file; without both it has no keys. Raises NodeConfigError."""
-    flags = json.loads(os.environ.get(FLAGS_VARIABLE) or "{}")
-    return checked(str(node_file()), {**_of_file(node_file()), **flags})
+    return checked(source(), {**_of_file(node_file()), **_flags()})
+
+
+def source() -> str:
+    """Return where this node's configuration comes from, for messages."""
+    return f"{node_file()} or a flag of sweep.node" if _flags() else str(node_file())
+
+
+def _flags() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(os.environ.get(FLAGS_VARIABLE) or "{}")
+    return told
 
 
 def _of_file(file: Path) -> dict[str, Any]:
@@ -125,6 +137,12 @@ def _drives(value: Any) -> dict[str, tuple[str, ...]]:
     return {str(name): tuple(paths) for name, paths in value.items()}
 
 
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        raise ValueError(f"name: must be letters, digits, '.', '_' and '-', not {value!r}")
+    return value
+
+
 def _memory(value: Any) -> int:
     try:
         return parse_bytes(value)
@@ -139,5 +157,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "gpus": _texts("gpus", "models, such as [NVIDIA H100 80GB HBM3]"),
     "memory": _memory,
     "without": _texts("without", "capabilities, such as [tracer:bpftrace, gpu]"),
+    "name": _name,
 }
 assert list(_CHECKS) == [f.name for f in fields(NodeConfig)]
