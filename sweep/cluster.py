@@ -7,30 +7,16 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from sweep import interrupt, membership, session
+from sweep import authentication, interrupt, membership, session, settings
 from sweep.errors import ClusterError, first_line
 from sweep.placement import SLOT, Node, resources_of
 from tasks import machine
-
-#: Settings of Ray that must be in the environment before it starts. Its memory monitor would kill offload jobs, which
-#: fill memory on purpose; a lost node should be noticed within a minute, not seven.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "20000",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
-
-#: Object store of a local Ray, in bytes: traces pass through it in pieces of a few MiB.
-_STORE_BYTES = 256 << 20
+from tasks.state import state_dir
 
 _CONNECT_LIMIT_S = 5.0
-_HEAD_HINT = 'start one with: ray start --head --resources="$(python -m sweep.node)"'
+_HEAD_HINT = "start one with: python -m sweep.node --head"
 
 
 def here() -> Node:
@@ -40,7 +26,10 @@ def here() -> Node:
 
 @contextmanager
 def local(node: Node) -> Iterator[list[Node]]:
-    """Run Ray on this machine, on loopback only, and provide its one node; end all of Ray afterwards."""
+    """Run Ray on this machine, on loopback and with a token, and provide its one node; end all of Ray afterwards."""
+    # Ray's own default is a file in the home folder that every user of the machine may read.
+    token = authentication.make_token(state_dir() / "local-token")
+    os.environ |= settings.LOOPBACK | authentication.with_token(token)
     with (
         session.folder() as folder,
         _ray(
@@ -49,8 +38,7 @@ def local(node: Node) -> Iterator[list[Node]]:
             num_gpus=len(node.offer.facts["gpus"]),
             resources=resources_of(node.offer),
             include_dashboard=False,
-            object_store_memory=_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
+            object_store_memory=settings.STORE_BYTES,
             _temp_dir=str(folder),
         ) as ray,
     ):
@@ -60,10 +48,13 @@ def local(node: Node) -> Iterator[list[Node]]:
 @contextmanager
 def joined(address: str) -> Iterator[list[Node]]:
     """Connect to the cluster at `address` and provide its nodes that can run trials."""
-    _check_reachable(address)
-    if _has_token():
-        # A head that finds a token demands it; a driver sends it only when told to.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    check_reachable(address)
+    token = authentication.known_token()
+    if address != "auto":
+        os.environ |= authentication.agreed(address, token)
+    elif token:
+        # Ray finds the address by itself. A head that has a token demands it; a driver sends it only when told to.
+        os.environ |= authentication.with_token(token)
     with _ray(f"--address {address}: no Ray cluster answers", address=address):
         yield _nodes()
 
@@ -71,9 +62,11 @@ def joined(address: str) -> Iterator[list[Node]]:
 @contextmanager
 def _ray(trouble: str, **options: Any) -> Iterator[Any]:
     """Hold a connection to Ray; raise ClusterError, `trouble` first, where there is none to be had."""
-    os.environ |= _ENVIRONMENT
+    os.environ |= settings.ENVIRONMENT
     import ray
 
+    # By which Ray prints what it hears of nodes, log_to_driver or not, into the progress of a sweep that tells it too.
+    ray._private.worker.print_to_stdstream = lambda *args, **options: None
     try:
         with interrupt.deferred():
             try:
@@ -86,23 +79,17 @@ def _ray(trouble: str, **options: Any) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Refuse within seconds an address that nothing listens on: Ray would try it for minutes."""
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
-        raise ClusterError(f"--address {address}: write HOST:PORT, as `ray start --head` printed it, or auto")
+        raise ClusterError(f"--address {address}: write HOST:PORT, as `sweep.node --head` printed it, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_S).close()
     except (OSError, OverflowError) as e:
         raise ClusterError(f"--address {address}: no Ray cluster answers ({e})\n  {_HEAD_HINT}") from None
-
-
-def _has_token() -> bool:
-    """Say whether this user has a token of Ray's (docs.ray.io, token authentication)."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return "RAY_AUTH_TOKEN" in os.environ or Path(named or Path.home() / ".ray" / "auth_token").exists()
 
 
 def _nodes() -> list[Node]:
@@ -113,7 +100,7 @@ def _nodes() -> list[Node]:
     if not found and refusals:
         raise ClusterError("\n  ".join(["no node of the cluster can take part", *refusals]))
     if not found:
-        hint = 'start nodes with: ray start --address=HEAD --resources="$(python -m sweep.node)"'
+        hint = "start nodes with: python -m sweep.node --join HEAD:PORT"
         raise ClusterError(f"no node of the cluster offers a {SLOT}\n  {hint}")
     for refusal in refusals:
         print(f"sweep: left out: {refusal}", file=sys.stderr)

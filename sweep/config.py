@@ -24,7 +24,7 @@ from sweep.trees import copied, flattened, merged_over, put, section_at
 from sweep.values import check_shape, documented, nearest, shown, typed
 from tasks import workloads
 from tasks.files import conf_dir
-from tasks.spec import Limits, Storage, Trace
+from tasks.spec import Limits, NodeWish, Storage, Trace
 
 #: More repeats or warm-ups than this are a slip of the hand, as is a longer rest than a day.
 _MOST_REPEATS, _MOST_COOLDOWN_S = 10_000, 86_400
@@ -526,7 +526,12 @@ def _axes(
 
 
 def _axis_paths(kind: str) -> list[str]:
-    sections: list[tuple[str, type]] = [("storage", Storage), ("trace", Trace), ("limits", Limits)]
+    sections: list[tuple[str, type]] = [
+        ("storage", Storage),
+        ("trace", Trace),
+        ("limits", Limits),
+        ("node", NodeWish),
+    ]
     sections.append(("workload", workloads.load(kind).Config))
     return [path for section, cls in sections for path, _ in documented(cls, f"{section}.")]
 

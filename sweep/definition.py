@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from tasks.spec import Ceiling, Limits, Storage, Trace, key
+from tasks.spec import Ceiling, Limits, NodeWish, Storage, Trace, key
 
 #: Sections of a trial's configuration beside its workload.
-SECTIONS = ("storage", "trace", "ceiling", "limits")
+SECTIONS = ("storage", "trace", "ceiling", "limits", "node")
 
 #: Words of a trial's id beside those of its axes: its scenario, and which repeat or warm-up of its cell it is.
 SCENARIO, REPEAT, WARMUP = "scenario", "rep", "warmup"
@@ -42,6 +42,7 @@ class Definition:
     trace: Trace = key(Trace, "how requests are recorded")
     ceiling: Ceiling = key(Ceiling, "what fio reaches on the same storage")
     limits: Limits = key(Limits, "when a trial is stopped")
+    node: NodeWish = key(NodeWish, "which nodes may run a trial")
     grid: dict[str, Any] = key(dict, "axes: a configuration key and the list of its values; cells are their product")
     zip: Any = key(
         None, "axes that turn together: a mapping like grid's whose lists are equally long, or a list of such mappings"

@@ -138,7 +138,8 @@ class Membership:
     def _take(self, answer: Answer, changes: Changes) -> None:
         if answer.node is None:
             self._refused.add(answer.ray_id)
-            changes.refused.append(str(answer.refusal))
+            if not answer.machine or answer.machine not in self._known.values():
+                changes.refused.append(str(answer.refusal))
             return
         # A machine whose Ray was started anew: Ray lists its old entry as alive for up to a minute more.
         for ray_id in [known for known, machine in self._known.items() if machine and machine == answer.machine]:
@@ -162,7 +163,7 @@ def candidates() -> list[Mapping[str, Any]]:
 def asked(entries: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Ask all of them at once and return their answers, in order; those still silent after the limits are refused.
 
-    A silent one whose machine has answered by another entry is left out: that is its Ray of before.
+    One without an answer whose machine has answered by another entry is not told of: that is its Ray of before.
     """
     inquiry = Inquiry()
     for entry in entries:
@@ -175,7 +176,7 @@ def asked(entries: Sequence[Mapping[str, Any]]) -> list[Answer]:
             end_s = min(end_s, time.monotonic() + _GRACE_S)
         found += answers
     here = {a.machine for a in found if a.node and a.machine}
-    found += [a for a in inquiry.waiting() if a.machine not in here]
+    found = [a for a in [*found, *inquiry.waiting()] if a.node or a.machine not in here]
     order = [entry["NodeID"] for entry in entries]
     return sorted(found, key=lambda a: order.index(a.ray_id))
 

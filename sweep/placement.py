@@ -17,7 +17,7 @@ from tasks import workloads
 from tasks.machine import NEEDS_ROOT, Offer, Place
 from tasks.mounts import options_not_in_force
 from tasks.scratch import unlisted
-from tasks.spec import ANY_FILESYSTEM, Backing, Storage, StorageKind, storage_of
+from tasks.spec import ANY_FILESYSTEM, Backing, Storage, StorageKind, node_of, storage_of
 from tasks.storage import SPARE_BYTES, TMPFS_DIR
 from tasks.tracers import OF_REQUESTS
 from tasks.units import format_bytes, parse_bytes
@@ -85,6 +85,8 @@ def needs(config: Mapping[str, Any]) -> dict[str, str]:
         found["tmpfs"] = "storage.backing"
     if any(limit is not None for limit in vars(storage.queue).values()):
         found["root"] = "storage.queue"
+    if node_of(dict(config)).gpu is not None:
+        found["gpu"] = "node.gpu"
     if config["limits"]["memory"] is not None:
         found["memory_limit"] = "limits.memory"
     if config["trace"]["measure_cost"]:
@@ -109,7 +111,11 @@ class Demand:
         self.space_bytes = workload.space_bytes()
         self.wants_gpu = workload.wants_gpu()
         self.tracer = str(config["trace"]["tracer"])
-        parts = [self.needs, config["storage"], self.space_bytes, self.wants_gpu, self.tracer]
+        self.wish = node_of(dict(config))
+        memory = config["limits"]["memory"]
+        self.memory_bytes = None if memory is None else parse_bytes(memory)
+        asked = [config["storage"], vars(self.wish), self.space_bytes, self.memory_bytes]
+        parts = [self.needs, *asked, self.wants_gpu, self.tracer]
         self.key = json.dumps(parts, sort_keys=True)
 
 
@@ -127,12 +133,27 @@ def _place(demand: Demand, node: Node) -> Placement | list[str]:
     ]
     on_device = demand.storage.kind is StorageKind.device
     drives, in_the_way = (_device_drives if on_device else _folder_drives)(demand, node.offer)
-    if obstacles := [*obstacles, *in_the_way]:
+    if obstacles := [*obstacles, *_wish_obstacles(demand, node.offer), *in_the_way]:
         return sorted(set(obstacles), key=obstacles.index)
     wants_gpu = "gpu" in wanted or (demand.wants_gpu and "gpu" in have)
     resources = {name: _SHARE for name in wanted if name != "gpu"}
     resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
     return Placement(node, drives, _tracer(demand.tracer, have), resources, int(wants_gpu))
+
+
+def _wish_obstacles(demand: Demand, offer: Offer) -> list[str]:
+    """Return what a trial asks of the node itself, or of its memory, that this one is not or has not."""
+    wish, memory_bytes, wrong = demand.wish, demand.memory_bytes, []
+    if wish.name is not None and wish.name != offer.hostname:
+        wrong.append(f"node.name: this node is {offer.hostname}, not {wish.name}")
+    models = offer.facts.get("gpus", [])
+    # All of them: Ray gives a trial any of the node's GPUs.
+    if wish.gpu is not None and not (models and all(wish.gpu.lower() in model.lower() for model in models)):
+        wrong.append(f"node.gpu: this node has {', '.join(dict.fromkeys(models)) or 'no GPU'}, not {wish.gpu}")
+    if memory_bytes is not None and offer.memory_bytes is not None and memory_bytes > offer.memory_bytes:
+        has = format_bytes(offer.memory_bytes)
+        wrong.append(f"limits.memory: {format_bytes(memory_bytes)} are more than the {has} that this node has")
+    return wrong
 
 
 def _tracer(wanted: str, have: set[str]) -> str:
@@ -149,7 +170,7 @@ def _folder_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[
     if storage.path and offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
         return (), [f"storage.path: {storage.path} is no folder on this node"]
     if ground is None:
-        return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.state_dir}"]
+        return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.image_dir}"]
     return () if ground.ram_backed else ground.drives, _space_obstacles(demand, ground)
 
 
@@ -176,8 +197,9 @@ def _ground(storage: Storage, offer: Offer) -> Place | None:
     """Return the filesystem that a trial's image, or its directory, lies on."""
     if storage.path:
         return offer.place_of(storage.path)
-    on_tmpfs = storage.kind is StorageKind.loop and storage.backing is Backing.tmpfs
-    return offer.place_of(str(TMPFS_DIR) if on_tmpfs else offer.state_dir)
+    if storage.kind is StorageKind.directory:
+        return offer.place_of(offer.folder_for(storage.fs))
+    return offer.place_of(str(TMPFS_DIR) if storage.backing is Backing.tmpfs else offer.image_dir)
 
 
 def _space_obstacles(demand: Demand, ground: Place) -> list[str]:

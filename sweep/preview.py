@@ -67,7 +67,7 @@ def _size(sweep: Sweep, plan: Grid) -> str:
     repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
     all_of_them = counted(len(plan.every), "trial")
     count = all_of_them if len(plan.trials) == len(plan.every) else f"{len(plan.trials)} of {all_of_them} selected"
-    beside = f", {counted(warmups, 'warm-up')} of them" if warmups else ""
+    beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
     return f"{count}{beside}, {counted(cells, 'cell')} x {repeats}"
 
 

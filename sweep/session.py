@@ -32,7 +32,7 @@ def folder() -> Iterator[Path]:
     try:
         yield path
     finally:
-        _clear(path)
+        clear(path)
 
 
 def clear_abandoned() -> None:
@@ -44,10 +44,11 @@ def clear_abandoned() -> None:
         except OSError:
             continue
         if name and ours and process_start(int(name[1])) != name[2]:
-            _clear(path)
+            clear(path)
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
+    """End Ray's processes that work in this folder, and remove it."""
     for pid in _users_of(path):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

@@ -20,7 +20,7 @@ from tasks.device import Device, Devices, leaf_drives, request_devices
 from tasks.errors import StorageError
 from tasks.mounts import device_numbers, mount_of, read_ahead_folder
 from tasks.queues import queue_facts, queue_folder
-from tasks.spec import Storage, StorageKind, storage_of, trace_of
+from tasks.spec import ANY_FILESYSTEM, Storage, StorageKind, storage_of, trace_of
 from tasks.storage import base_dir
 
 #: Where relative paths of a job's arguments begin: its supervisor's working directory.
@@ -52,6 +52,7 @@ class Question:
     tools: tuple[str, ...]
     kind: StorageKind
     place: str | None
+    fs: str | None
     in_memory: bool
     own_settings: tuple[str, ...]
 
@@ -67,6 +68,7 @@ def question(config: Mapping[str, Any]) -> Question:
         tuple(_tools(config, storage)),
         storage.kind,
         storage.device if storage.kind is StorageKind.device else storage.path,
+        storage.fs if storage.kind is StorageKind.directory else None,
         in_memory,
         () if storage.kind is StorageKind.loop else _own_settings(storage),
     )
@@ -114,7 +116,7 @@ def _storage(asked: Question) -> dict[str, Any]:
     try:
         if asked.kind is StorageKind.device:
             return _ground((Device.of_node(str(asked.place)).dev,), None, asked)
-        base = base_dir(Storage(kind=asked.kind, path=asked.place))
+        base = base_dir(Storage(kind=asked.kind, path=asked.place, fs=asked.fs or ANY_FILESYSTEM))
         mount = mount_of(base)
         options = [o for o in mount.options.split(",") if not o.startswith(_OF_CONTAINERS)]
         told = {"fs": mount.fs, "mount_options": ",".join(options)}

@@ -12,16 +12,17 @@ import os
 import platform
 import shutil
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import async_io, cgroup, fio, scratch
-from tasks.device import leaf_drives
+from tasks import async_io, cgroup, fio, node_config, scratch
+from tasks.device import Device, leaf_drives
 from tasks.discard import can_discard
+from tasks.errors import StorageError
 from tasks.mounts import device_numbers, mount_of, mounts
-from tasks.node_config import NodeConfigError
+from tasks.node_config import NodeConfig, NodeConfigError
 from tasks.scratch import Scratch
 from tasks.spec import FILESYSTEMS
 from tasks.state import state_dir
@@ -77,7 +78,11 @@ class Place:
 
 @dataclass
 class Offer:
-    """What a node has. `capabilities` are names such as `fs:xfs`; `missing` says why another one is not among them."""
+    """What a node has. `capabilities` are names such as `fs:xfs`; `missing` says why another one is not among them.
+
+    `storage` holds the node's folders for trials without a path, by filesystem and `loop`; `memory_bytes` is what jobs
+    may have, None where nobody knows.
+    """
 
     hostname: str
     facts: dict[str, Any]
@@ -86,6 +91,8 @@ class Offer:
     capabilities: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     scratch: list[Scratch] = field(default_factory=list)
+    storage: dict[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, the inverse of `Offer.from_json`."""
@@ -103,13 +110,25 @@ class Offer:
         holding = [p for p in self.places if path == p.path or path.startswith(p.path.rstrip("/") + "/")]
         return max(holding, key=lambda p: len(p.path), default=None)
 
+    def folder_for(self, fs: str) -> str:
+        """Return where a trial without a path works on an existing filesystem."""
+        return NodeConfig(storage=self.storage).folder_for(fs) or self.state_dir
+
+    @property
+    def image_dir(self) -> str:
+        """Where loop images on a disk are made for a trial without a path."""
+        return NodeConfig(storage=self.storage).images or self.state_dir
+
 
 @cache
 def facts() -> dict[str, Any]:
-    """Return what a reader of a result needs to know of the machine; `unknown` where it cannot be read."""
+    """Return what a reader of a result needs to know of the machine; `unknown` where it cannot be read.
+
+    Raises NodeConfigError.
+    """
     memory_kib = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     return {
-        "hostname": socket.gethostname(),
+        "hostname": node_config.load().name or socket.gethostname(),
         "user": user_name(),
         "kernel": platform.release(),
         "cpu": _cpu_model(),
@@ -146,16 +165,53 @@ def gpus() -> list[str]:
 
 
 def offer() -> Offer:
-    """Return what this machine has, and why the rest is missing."""
-    found = Offer(socket.gethostname(), facts(), _places(), str(state_dir()))
-    for name, obstacle in _obstacles().items():
+    """Return what this machine has, as its owner says and else as detected, and why the rest is missing.
+
+    Raises NodeConfigError.
+    """
+    said = node_config.load()
+    known = facts() | ({} if said.gpus is None else {"gpus": list(said.gpus)})
+    found = Offer(known["hostname"], known, _places(), str(state_dir()), storage=dict(said.storage))
+    found.memory_bytes = said.memory or known["memory_bytes"]
+    for name, obstacle in _obstacles(known["gpus"]).items():
+        obstacle = f"the node does not offer it ({node_config.source()}: without)" if name in said.without else obstacle
         if obstacle is None:
             found.capabilities.append(name)
         else:
             found.missing[name] = obstacle
     if "scratch" in found.capabilities:
         found.scratch = scratch.offered()
+    _name_drives(found, said)
     return found
+
+
+def _name_drives(found: Offer, said: NodeConfig) -> None:
+    """Call drives as the node's owner does; raise NodeConfigError where there is none under a path."""
+    names: dict[str, str] = {}
+    for name, paths in said.drives.items():
+        for path in paths or tuple(said.storage.values()) or (found.state_dir,):
+            names |= dict.fromkeys(_drives_under(found, name, path), name)
+
+    def named(drives: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted({names.get(drive, drive) for drive in drives}))
+
+    found.places = [replace(place, drives=named(place.drives)) for place in found.places]
+    found.scratch = [replace(device, drives=named(device.drives)) for device in found.scratch]
+
+
+def _drives_under(found: Offer, name: str, path: str) -> tuple[str, ...]:
+    where = f"{node_config.source()}: drives: {name}: {path}"
+    if path.startswith("/dev/") and not os.path.isdir(path):
+        try:
+            return leaf_drives(Device.of_node(path).dev)
+        except (OSError, StorageError):
+            raise NodeConfigError(f"{where} is no block device of this node") from None
+    ground = found.place_of(os.path.realpath(path)) if os.path.isdir(path) else None
+    if ground is None:
+        raise NodeConfigError(f"{where} is no folder of this node")
+    if not ground.drives:
+        raise NodeConfigError(f"{where} is {ground.fs}: no drive lies under it that could have a name")
+    return ground.drives
 
 
 def tracers_of_requests() -> list[str]:
@@ -194,34 +250,27 @@ def _places() -> list[Place]:
     return list(found.values())
 
 
-def _obstacles() -> dict[str, str | None]:
+def _obstacles(gpu_models: list[str]) -> dict[str, str | None]:
     """Return for every capability what stands in its way on this machine, or None."""
     root = _root_obstacle()
     checks: dict[str, str | None] = {
         "root": root,
         "loop": root or _loop_obstacle(),
         **_tracer_obstacles(root),
-        "gpu": None if gpus() else "no NVIDIA GPU on this node",
+        "gpu": None if gpu_models else "no NVIDIA GPU on this node",
         **{f"engine:{name}": _package_obstacle(name) for name in ("torch", "deepspeed", "flexgen")},
         "engine:async_io": None
         if async_io.is_built()
         else "DeepSpeed's async_io is not built on this node: run python -m tasks.async_io build",
         "engine:gds": async_io.gds_obstacle(),
         "memory_limit": cgroup.obstacle(),
-        "scratch": _scratch_obstacle(),
+        "scratch": scratch.listing_obstacle(),
         "tool:fio": fio.obstacle(),
         "tmpfs": None if TMPFS_DIR.is_dir() else f"{TMPFS_DIR} does not exist",
     }
     for fs in FILESYSTEMS:
         checks[f"fs:{fs}"] = _filesystem_obstacle(fs)
     return checks
-
-
-def _scratch_obstacle() -> str | None:
-    try:
-        return scratch.listing_obstacle()
-    except NodeConfigError as e:
-        return str(e)
 
 
 def _program_obstacle(program: str, package: str) -> str | None:

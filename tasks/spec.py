@@ -129,6 +129,14 @@ class Ceiling:
 
 
 @dataclass
+class NodeWish:
+    """Which nodes may run a trial, beside what its other keys need."""
+
+    gpu: str | None = key(None, "model of the node's GPUs, or a part of its name, such as H100; null: any, or none")
+    name: str | None = key(None, "host name of the node, such as gpu1; null: any")
+
+
+@dataclass
 class TrialSpec:
     """One attempt at one trial, as it travels to the node. `config` holds plain values, enums by name.
 
@@ -169,6 +177,11 @@ def trace_of(config: dict[str, Any]) -> Trace:
 def ceiling_of(config: dict[str, Any]) -> Ceiling:
     """Return the `ceiling` section of a trial's configuration."""
     return Ceiling(**config["ceiling"])
+
+
+def node_of(config: dict[str, Any]) -> NodeWish:
+    """Return the `node` section of a trial's configuration; one from before there was any has no wishes."""
+    return NodeWish(**config.get("node", {}))
 
 
 def limits_of(config: dict[str, Any]) -> Limits:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tasks import device
+from tasks import device, node_config
 from tasks.device import Device, Devices
 from tasks.discard import discard_device, trim_filesystem
 from tasks.errors import StorageError
@@ -72,8 +72,11 @@ def base_dir(storage: Storage) -> Path:
     """Return the folder in which a trial makes its image, or its offload directory."""
     if storage.path:
         return Path(storage.path)
-    in_memory = storage.kind is StorageKind.loop and storage.backing is Backing.tmpfs
-    return TMPFS_DIR if in_memory else default_image_dir()
+    if storage.kind is StorageKind.loop and storage.backing is Backing.tmpfs:
+        return TMPFS_DIR
+    own = node_config.load()
+    folder = own.images if storage.kind is StorageKind.loop else own.folder_for(storage.fs)
+    return Path(folder) if folder else default_image_dir()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sweep import config
 from sweep.config import load
-from sweep.definition import Axis, Definition, Sweep
+from sweep.definition import SECTIONS, Axis, Definition, Sweep
 from sweep.errors import ConfigError
 from sweep.plan import Grid, identity_of, slug_of, word
 from sweep.values import documented
@@ -514,7 +514,7 @@ def test_figures_suit_all_cells(file: Any) -> None:
 
 def test_every_key_is_documented() -> None:
     rows = {**dict(documented(Definition)), **dict(documented(tensor_io.Config, "workload."))}
-    sections = {"storage", "trace", "ceiling", "limits"}
+    sections = set(SECTIONS)
     tops = {f.name for f in fields(Definition)} - sections
     assert tops <= set(rows)
     for section in sections:

@@ -149,6 +149,14 @@ def test_the_entry_of_before_of_a_machine_that_answered_is_not_told_of(monkeypat
     assert [a.ray_id for a in asked([entry("old", "box"), entry("new", "box")])] == ["new"]
 
 
+def test_one_that_failed_is_not_told_of_either_where_its_machine_answered(monkeypatch):
+    inquiry = FakeInquiry()
+    inquiry.answering.add("new")
+    inquiry.refusing["old"] = "node vm does not answer: no longer there"
+    monkeypatch.setattr(membership, "Inquiry", lambda: inquiry)
+    assert [a.ray_id for a in asked([entry("old", "box"), entry("new", "box")])] == ["new"]
+
+
 @pytest.fixture
 def several():
     """A head and a way to add and remove nodes, all of them real raylets on this machine."""

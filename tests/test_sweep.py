@@ -142,7 +142,7 @@ def cluster(machine, tmp_path_factory):
     yield f"{ray.util.get_node_ip_address()}:6399"
     process.terminate()
     process.wait(30)
-    session._clear(Path(f"/tmp/osw-test-{os.getpid()}"))
+    session.clear(Path(f"/tmp/osw-test-{os.getpid()}"))
 
 
 def test_a_running_cluster_is_used_and_left_running(machine, cluster):
