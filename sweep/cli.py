@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from sweep import __version__, config, interrupt
 from sweep.definition import Definition
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
+from sweep.options import Options
 from sweep.past import find
 from sweep.plan import Grid
 from sweep.preview import dry_run
@@ -20,9 +21,6 @@ from sweep.selection import Selection
 from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
-
-if TYPE_CHECKING:
-    from sweep.run import Options
 
 _DESCRIPTION = """\
 Run a sweep: every combination of its axes, each repeat a trial under a block-layer tracer, on nodes that really have
@@ -148,8 +146,6 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Selection) -> Options:
-    from sweep.run import Options
-
     return Options(
         results=Path(args.results),
         address=args.address,

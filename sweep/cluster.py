@@ -59,6 +59,13 @@ def joined(address: str) -> Iterator[list[Node]]:
         yield _nodes()
 
 
+def head_address() -> str:
+    """Return HOST:PORT of the head of the cluster that this process is connected to."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 @contextmanager
 def _ray(trouble: str, **options: Any) -> Iterator[Any]:
     """Hold a connection to Ray; raise ClusterError, `trouble` first, where there is none to be had."""

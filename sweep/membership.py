@@ -109,8 +109,15 @@ class Membership:
         #: Ray's id of each, and its machine's label once the list of nodes was read.
         self._known: dict[str, str | None] = {node.ray_id: None for node in nodes if node.ray_id is not None}
         self._refused: set[str] = set()
+        #: Ray's ids of those that cannot take part and of which that was said before.
+        self._told = set() if started_locally else {entry["NodeID"] for entry in candidates()}
         self._inquiry = Inquiry()
         self._next_look_s = 0.0
+
+    def doubt(self, ray_id: str | None) -> None:
+        """Take a node for gone that Ray may still list as alive; it joins again if it answers."""
+        if ray_id is not None:
+            self._known.pop(ray_id, None)
 
     def poll(self) -> Changes:
         """Return what has changed since the last call; takes milliseconds, for nobody's answer is waited for."""
@@ -138,7 +145,8 @@ class Membership:
     def _take(self, answer: Answer, changes: Changes) -> None:
         if answer.node is None:
             self._refused.add(answer.ray_id)
-            if not answer.machine or answer.machine not in self._known.values():
+            told = answer.ray_id in self._told or (answer.machine and answer.machine in self._known.values())
+            if not told:
                 changes.refused.append(str(answer.refusal))
             return
         # A machine whose Ray was started anew: Ray lists its old entry as alive for up to a minute more.

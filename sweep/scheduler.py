@@ -23,6 +23,9 @@ from tasks.trial import blank_record
 
 _POLL_S = 0.5
 
+#: An attempt that says nothing from the start waits for its node; after this much time that is shown.
+_PATIENT_S = 10.0
+
 #: An attempt says every few seconds that it lives; after this much silence its node is given up.
 _SILENCE_LIMIT_S = 120.0
 
@@ -34,13 +37,14 @@ _STOP_S = 60.0
 class Policy:
     """What becomes of trials that do not end well.
 
-    `attempts`: how often a trial is tried at most; `max_failures`: after that many that failed or are not valid, no
-    more are started; `fail_fast`: after the first one, and what runs is stopped; `cooldown_s`: the rest of a drive
-    between two trials; `patience_s`: how long trials wait for a node that could run them, once there is none; `keep`:
-    offload files stay on the node.
+    `attempts`, `losses`: how often a trial is tried at most whose worker crashes, whose node goes; `max_failures`:
+    after that many that failed or are not valid, no more are started; `fail_fast`: after the first one, and what runs
+    is stopped; `cooldown_s`: the rest of a drive between two trials; `patience_s`: how long trials wait for a node that
+    could run them, once there is none; `keep`: offload files stay on the node.
     """
 
     attempts: int = 3
+    losses: int = 6
     max_failures: int | None = None
     fail_fast: bool = False
     cooldown_s: float = 0.0
@@ -91,7 +95,7 @@ class Scheduler:
         self._rests_until: dict[tuple[NodeId, str], float] = {}
         self._asked: Any = None
         self._asked_s = self._stranded_s = 0.0
-        self._failures = 0
+        self._failures, self._missed = 0, set[str]()
         self.records: dict[str, Mapping[str, Any]] = dict(finished or {})
         self._settle()
 
@@ -196,28 +200,45 @@ class Scheduler:
 
     def _take(self, ref: Any) -> None:
         """Take the answer of a task that ended, however it ended."""
-        running = self._running.pop(ref)
+        running = self._running.pop(ref, None)
+        if running is None:
+            return  # given up meanwhile
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as e:
             if isinstance(e.cause, ray.exceptions.RayActorError):
                 raise e.cause from None  # nothing can be published any more
-            self._fail(running, first_line(e.cause or e), deserves_retry=False)
-        except ray.exceptions.RayError as e:
-            self._fail(running, f"node {running.node.name} lost the trial: {first_line(e)}", deserves_retry=True)
+            self._fail(running, first_line(e.cause or e))
+        except ray.exceptions.WorkerCrashedError:
+            reason = f"Ray's worker on node {running.node.name} was killed, or crashed"
+            self._fail(running, reason, self._policy.attempts)
+        except ray.exceptions.RayError:
+            # Of the node, then: Ray may list it as alive for a while yet, and must not be given its trials again.
+            self._running[ref] = running
+            if self._membership:
+                self._membership.doubt(running.node.ray_id)
+            self._lose(running.node, "is gone: its Ray answers no more")
         else:
             record = answer["record"]
-            self._close(running, record, answer["log_tail"], _deserves_retry(record))
+            self._close(running, record, answer["log_tail"], self._worth(record))
+            self._judge(running.node, running.trial, record["verdict"]["state"] == "valid")
 
-    def _fail(self, running: _Running, reason: str, deserves_retry: bool) -> None:
-        """Publish a failed record for an attempt that did not publish its own before it was lost."""
+    def _fail(self, running: _Running, reason: str, attempts: int = 1) -> None:
+        """Publish a failed record for an attempt that did not publish its own; try again up to `attempts` in all."""
         spec = running.spec
         published = ray.get(self._actor.published.remote(spec.slug, spec.token))
         if published:
-            self._close(running, published, "", _deserves_retry(published))
+            self._close(running, published, "", self._worth(published))
             return
         record = self._publish_failed(spec, running.node.name, reason)
-        self._close(running, record, "", deserves_retry)
+        self._close(running, record, "", attempts)
+
+    def _worth(self, record: Mapping[str, Any]) -> int:
+        """Return how many attempts a trial is worth that ended so: one more where its tracer missed something."""
+        if not _lost_events(record) or record["id"] in self._missed:
+            return 1
+        self._missed.add(record["id"])  # the job was fine, and another attempt may be too; once
+        return int(record["attempt"]) + 1
 
     def _publish_failed(self, spec: TrialSpec, node: str, reason: str) -> dict[str, Any]:
         record = blank_record(spec)
@@ -227,7 +248,7 @@ class Scheduler:
         ray.get(self._actor.publish.remote(spec.slug, token, record, []))
         return record
 
-    def _close(self, running: _Running, record: Mapping[str, Any], log_tail: str, deserves_retry: bool) -> None:
+    def _close(self, running: _Running, record: Mapping[str, Any], log_tail: str, attempts: int) -> None:
         verdict, node = record["verdict"], running.node
         for drive in running.placement.drives:
             self._rests_until[node.ray_id, drive] = time.monotonic() + self._policy.cooldown_s
@@ -235,15 +256,12 @@ class Scheduler:
             self._progress.tell(f"{running.trial.id}: {record['trouble']}")
         if record.get("kept"):
             self._progress.tell(f"{running.trial.id}: kept on {node.name}: {described(record['kept'])}")
-        again = deserves_retry and running.spec.attempt < self._policy.attempts
+        again = running.spec.attempt < attempts
         self._progress.finished(running.trial.id, verdict["state"], verdict["reasons"], log_tail, again)
         if again:
             self._backlog.push(running.trial, running.spec.attempt + 1)
         else:
             self._keep(running.trial, record)
-        if node in self._placements.nodes:
-            self._health.ended(node.ray_id, running.trial, verdict["state"] == "valid")
-            self._part_with_failing(node)
 
     def _keep(self, trial: Trial, record: Mapping[str, Any]) -> None:
         # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
@@ -264,12 +282,13 @@ class Scheduler:
 
     def _follow(self, notes: Mapping[str, tuple[str, float]]) -> None:
         for ref, running in list(self._running.items()):
-            silence_s = time.monotonic() - running.since_s
             if running.spec.token in notes:
                 text, silence_s = notes[running.spec.token]
                 self._progress.phase(running.trial.id, text)
-            if silence_s > _SILENCE_LIMIT_S and ref in self._running:
-                self._lose(running.node, f"was silent for {_SILENCE_LIMIT_S:.0f} s")
+                if silence_s > _SILENCE_LIMIT_S and ref in self._running:
+                    self._lose(running.node, f"was silent for {_SILENCE_LIMIT_S:.0f} s")
+            elif time.monotonic() - running.since_s > _PATIENT_S:
+                self._progress.phase(running.trial.id, "waiting for its node: another sweep may use it")
 
     def _meet(self) -> None:
         """Take notice of nodes that came and went, and of trials that no node is left for."""
@@ -293,15 +312,16 @@ class Scheduler:
             if running.node.ray_id == node.ray_id:
                 del self._running[ref]
                 ray.cancel(ref, force=False, recursive=False)
-                self._fail(running, f"node {node.name} {why}", deserves_retry=True)
+                self._fail(running, f"node {node.name} {why}", self._policy.losses)
 
-    def _part_with_failing(self, node: Node) -> None:
+    def _judge(self, node: Node, trial: Trial, valid: bool) -> None:
         """Give a node no more trials that fails one after the other; try elsewhere once more what failed on it."""
+        self._health.ended(node.ray_id, trial, valid)
         streak = self._health.failing(node.ray_id)
-        if not streak:
+        if not streak or node not in self._placements.nodes:
             return
         self._backlog.leave(node.ray_id)
-        again = [trial for trial in dict.fromkeys(streak) if self._is_worth_another(trial)]
+        again = [trial for trial in {trial.id: trial for trial in streak}.values() if self._is_worth_another(trial)]
         for trial in again:
             attempt = self.records.pop(trial.id)["attempt"]
             self._failures -= not trial.warmup
@@ -337,9 +357,8 @@ class Scheduler:
         self._keep(waiting.trial, record)
 
 
-def _deserves_retry(record: Mapping[str, Any]) -> bool:
-    """Say whether a tracer missed something, for the first time: the job was fine, another attempt may be too."""
+def _lost_events(record: Mapping[str, Any]) -> bool:
+    """Say whether a trial is not valid because its tracer missed something."""
     tracer = record["tracer"] or {}
     faults = ("lost", "unmatched", "duplicate", "out_of_order", "overtaken", "malformed", "blind")
-    missed = record["verdict"]["state"] == "invalid" and any(tracer.get(name) for name in faults)
-    return missed and record["attempt"] == 1
+    return record["verdict"]["state"] == "invalid" and any(tracer.get(name) for name in faults)

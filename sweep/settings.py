@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-#: Ray's memory monitor would kill offload jobs, which fill memory on purpose; a lost node should be noticed within a
-#: minute, not seven.
+#: Ray's memory monitor would kill offload jobs, which fill memory on purpose. Its keepalive settings stay as they are:
+#: a client that pings more often than servers expect is cut off, with the attempt it waits for (`too_many_pings`).
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "20000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
