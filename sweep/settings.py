@@ -9,6 +9,7 @@ ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of attempts that were given up, which nobody asks any more
 }
 
 #: With this a Ray started by `ray.init` has 127.0.0.1 for its address, and listens there only; without it Ray takes
