@@ -71,7 +71,11 @@ def _ray(trouble: str, **options: Any) -> Iterator[Any]:
     """Hold a connection to Ray; raise ClusterError, `trouble` first, where there is none to be had."""
     os.environ |= settings.ENVIRONMENT
     import ray
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+    # What was imported earlier has read its settings earlier.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     # By which Ray prints what it hears of nodes, log_to_driver or not, into the progress of a sweep that tells it too.
     ray._private.worker.print_to_stdstream = lambda *args, **options: None
     try:

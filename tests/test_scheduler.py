@@ -1,0 +1,239 @@
+"""The driver's loop on a real Ray, its nodes played by one actor: what is tried again, where, and when it stops."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep.membership import Changes
+from sweep.placement import Node, Placement, Placements
+from sweep.plan import Trial
+from tasks.machine import Offer
+from tasks.spec import TrialSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_ray() -> Iterator[None]:
+    from sweep import cluster
+
+    with cluster.local(cluster.here()):
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+        yield
+
+
+class Crew:
+    """Plays the nodes: runs an attempt as `acts` say, by node and trial, and publishes what comes of it."""
+
+    def __init__(self, acts: dict[str, str]) -> None:
+        self._acts = acts
+
+    async def attempt(self, spec: TrialSpec, node: str, actor: Any, expected: None) -> dict[str, Any]:
+        import asyncio
+
+        from tasks.trial import blank_record
+
+        act = self._acts.get(f"{node} {spec.id} {spec.attempt}") or self._acts.get(node) or "valid"
+        record = blank_record(spec) | {"node": {"hostname": node}, "verdict": {"state": "valid", "reasons": []}}
+        if act.startswith("sleep"):
+            await asyncio.sleep(float(act.split()[1]))
+        elif act == "failed":
+            record["verdict"] = {"state": "failed", "reasons": ["as told"]}
+        elif act == "lost events":
+            record |= {"verdict": {"state": "invalid", "reasons": ["as told"]}, "tracer": {"lost": 3}}
+        elif act == "error":
+            raise ValueError("as told")
+        await actor.publish.remote(spec.slug, spec.token, record, [])
+        return {"record": record, "log_tail": ""}
+
+
+class Told:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def started(self, identity: str, where: str, attempt: int) -> None:
+        self.lines.append(f"{identity} on {where.split()[0]}, attempt {attempt}")
+
+    def phase(self, identity: str, text: str) -> None:
+        pass
+
+    def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
+        self.lines.append(f"{identity} {state}{', again' if again else ''}: {'; '.join(reasons)}")
+
+    def say(self, text: str) -> None:
+        pass
+
+    def tell(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Anywhere(Placements):
+    """Every node can run every trial that does not name another one."""
+
+    def of(self, trial: Trial) -> list[Placement]:
+        able = [node for node in self.nodes if trial.config["node"] in (None, node.name)]
+        return [Placement(node, ("d",), "none", {}, 0) for node in able]
+
+    def at(self, trial: Trial, node: Node) -> Placement | None:
+        return next((p for p in self.of(trial) if p.node.ray_id == node.ray_id), None)
+
+    def demand(self, trial: Trial) -> Any:
+        return type("Demand", (), {"key": trial.config["node"]})
+
+
+class Script:
+    """Changes among the nodes, each due some seconds after the start."""
+
+    def __init__(self, *changes: tuple[float, Changes]) -> None:
+        self._changes, self._begin_s = list(changes), time.monotonic()
+
+    def poll(self) -> Changes:
+        if self._changes and time.monotonic() - self._begin_s > self._changes[0][0]:
+            return self._changes.pop(0)[1]
+        return Changes()
+
+    def doubt(self, ray_id: str | None) -> None:
+        pass
+
+
+class Plan:
+    """All these trials at once."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self._trials = list(trials)
+
+    def next_trials(self, finished: object) -> list[Trial]:
+        trials, self._trials = self._trials, []
+        return trials
+
+
+def trials(count: int, node: str | None = None) -> list[Trial]:
+    config = {"node": node, "trace": {"tracer": "none"}, "workload": {"kind": "command"}}
+    return [Trial(f"c={n},rep=1", f"c-{n}", {"c": n}, 1, config) for n in range(1, count + 1)]
+
+
+def node(name: str) -> Node:
+    return Node(Offer(name, {}, [], "/"), name)
+
+
+Run = Callable[..., tuple[Any, list[str]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Return a function that runs trials on nodes that act as told; it returns the scheduler and what it said."""
+    from analysis import actor as analysis_actor
+    from sweep.scheduler import Policy, Scheduler
+
+    def run(
+        planned: Sequence[Trial], nodes: Sequence[str], acts: dict[str, str], membership: Any = None, **policy: Any
+    ) -> tuple[Any, list[str]]:
+        crew = ray.remote(num_cpus=0)(Crew).remote(acts)
+        actor = analysis_actor.start(str(tmp_path / "run"))
+        ray.get(actor.create.remote({"sweep": "s", "plan": []}, "name: s\n"))
+
+        def launch(spec: TrialSpec, placement: Placement, actor: Any, expected: Any) -> Any:
+            return crew.attempt.remote(spec, placement.node.name, actor, expected)
+
+        told, placements = Told(), Anywhere([node(name) for name in nodes])
+        own = Policy(**policy)
+        scheduler = Scheduler("s", "k", Plan(planned), placements, actor, told, own, membership, launch)  # type: ignore[arg-type]
+        scheduler.run()
+        ray.get(actor.finish.remote({"state": "finished"}))
+        ray.kill(actor)
+        print(*told.lines, sep="\n")
+        return scheduler, told.lines
+
+    return run
+
+
+def published(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    records = [json.loads(p.read_text()) for p in (tmp_path / "run" / "trials").glob("*/trial.json")]
+    return {record["id"]: record for record in records}
+
+
+def test_every_trial_is_published_once(run: Run, tmp_path: Path) -> None:
+    scheduler, _ = run(trials(6), ["a", "b"], {})
+    assert {r["verdict"]["state"] for r in scheduler.records.values()} == {"valid"}
+    records = published(tmp_path)
+    assert sorted(records) == [t.id for t in trials(6)]
+    assert {r["node"]["hostname"] for r in records.values()} == {"a", "b"}
+
+
+def test_lost_events_are_worth_one_more_attempt_and_errors_none(run: Run, tmp_path: Path) -> None:
+    acts = {"a c=1,rep=1 1": "lost events", "a c=2,rep=1 1": "failed", "a c=3,rep=1 1": "error"}
+    acts |= {"a c=4,rep=1 1": "lost events", "a c=4,rep=1 2": "lost events"}
+    run(trials(4), ["a"], acts)
+    found = {name: (r["attempt"], r["verdict"]["state"]) for name, r in published(tmp_path).items()}
+    assert found == {
+        "c=1,rep=1": (2, "valid"),
+        "c=2,rep=1": (1, "failed"),
+        "c=3,rep=1": (1, "failed"),
+        "c=4,rep=1": (2, "invalid"),
+    }
+
+
+def test_a_node_that_keeps_failing_is_named_and_its_trials_go_elsewhere(run: Run, tmp_path: Path) -> None:
+    scheduler, lines = run(trials(10), ["good", "bad"], {"bad": "failed"})
+    assert {r["verdict"]["state"] for r in scheduler.records.values()} == {"valid"}
+    assert {r["node"]["hostname"] for r in published(tmp_path).values()} == {"good"}
+    (word,) = [line for line in lines if "quarantined" in line]
+    assert word.startswith("node bad is quarantined: its last 3 trials were not valid; once more elsewhere: c=")
+
+
+def test_where_all_nodes_fail_none_is_to_blame(run: Run) -> None:
+    scheduler, lines = run(trials(8), ["a", "b"], {"a": "failed", "b": "failed"})
+    assert len(scheduler.records) == 8
+    assert not [line for line in lines if "quarantined" in line]
+
+
+def test_no_more_are_started_once_too_many_failed(run: Run, tmp_path: Path) -> None:
+    scheduler, _ = run(trials(9), ["a"], {"a": "failed"}, max_failures=2)
+    assert scheduler.stopped_by == "2 trials failed or are not valid"
+    assert len(published(tmp_path)) == 2
+
+
+def test_at_the_first_failure_what_runs_is_stopped(run: Run, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    scheduler, _ = run(trials(9), ["a", "b"], {"a": "failed", "b": "sleep 50"}, fail_fast=True)
+    assert time.monotonic() - begin < 30
+    assert scheduler.stopped_by == "1 trial failed or is not valid"
+    assert list(published(tmp_path)) == ["c=1,rep=1"]
+
+
+def test_a_lost_node_gets_no_more_and_its_attempt_cannot_finish(run: Run, tmp_path: Path) -> None:
+    script = Script((1.0, Changes(lost=["a"])), (2.0, Changes(joined=[node("c")])))
+    scheduler, lines = run(trials(2, "a"), ["a"], {"a": "sleep 3"}, script, patience_s=1.0)
+    # Nobody else may run what asks for node a: it waits, then fails; the attempt that still ran has published nothing.
+    assert [r["verdict"] for r in scheduler.records.values()] == 2 * [
+        {"state": "failed", "reasons": ["every node that could run it was lost"]}
+    ]
+    assert "2 trials wait for a node that can run them, 1 s at most" in lines
+    time.sleep(2.5)
+    assert {r["verdict"]["state"] for r in published(tmp_path).values()} == {"failed"}
+
+
+def test_trials_of_a_lost_node_run_on_one_that_joins_late(run: Run, tmp_path: Path) -> None:
+    script = Script((1.0, Changes(lost=["a"])), (2.5, Changes(joined=[node("late")])))
+    scheduler, lines = run(trials(3), ["a"], {"a": "sleep 30"}, script)
+    assert {r["verdict"]["state"] for r in scheduler.records.values()} == {"valid"}
+    assert {r["node"]["hostname"] for r in published(tmp_path).values()} == {"late"}
+    assert "node late joined" in lines
+    assert "c=1,rep=1 failed, again: node a is gone" in lines
+
+
+def test_a_drive_rests_between_two_trials(run: Run) -> None:
+    begin = time.monotonic()
+    run(trials(3), ["a"], {}, cooldown_s=1.0)
+    assert time.monotonic() - begin >= 2.0
