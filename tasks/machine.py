@@ -25,7 +25,7 @@ from tasks.mounts import device_numbers, mount_of, mounts
 from tasks.node_config import NodeConfig, NodeConfigError
 from tasks.scratch import Scratch
 from tasks.spec import FILESYSTEMS
-from tasks.state import state_dir
+from tasks.state import FOLDER_PREFIX, state_dir
 from tasks.storage import TMPFS_DIR
 from tasks.tracers import OF_REQUESTS
 
@@ -240,8 +240,8 @@ def _places() -> list[Place]:
     among = mounts()
     for path in dict.fromkeys(m.path for m in among):
         mount = mount_of(path, among)
-        if mount.fs in _NO_FILES:
-            continue
+        if mount.fs in _NO_FILES or f"/{FOLDER_PREFIX}" in path:
+            continue  # the kernel's own, or a running trial's
         try:
             numbers, free_bytes = device_numbers(path), shutil.disk_usage(path).free
             in_memory, discards = mount.fs == "tmpfs", can_discard(*numbers)

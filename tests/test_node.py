@@ -253,6 +253,11 @@ class Running:
         env = self.environment | environment
         return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
+    def doctor(self, address):
+        argv = [sys.executable, "-m", "sweep.doctor", "--address", address, "--json"]
+        done = subprocess.run(argv, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120)
+        return done.returncode, {found["name"]: found for found in json.loads(done.stdout)}
+
     def end(self):
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0
@@ -286,6 +291,11 @@ def test_nodes_join_come_back_and_let_nobody_else_in(two_nodes, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"name=one,rep=1 +on one ", shown.stdout)
     assert re.search(r"name=two,rep=1 +on two ", shown.stdout)
+
+    code, found = head.doctor(head.address)
+    assert (code, set(found)) == (0, {"one", "two"})
+    assert found["two"]["offer"]["state_dir"] == str(other.state)
+    assert not [text for text in found["two"]["advice"] if "clock" in text]
 
     wrong = tmp_path / "wrong"
     authentication.make_token(wrong)
