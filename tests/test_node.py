@@ -18,7 +18,7 @@ from tasks import machine, node_config
 from tasks.machine import Offer, Place
 from tasks.node_config import NodeConfigError
 from tasks.spec import Storage, StorageKind
-from tasks.storage import image_dir, node_dir
+from tasks.storage import base_dir
 from tests.conftest import trial_config
 
 ROOT = Path(__file__).parent.parent
@@ -73,9 +73,9 @@ def test_a_folder_on_another_filesystem_than_it_is_named_for_is_refused():
 
 def test_the_trial_itself_works_where_it_was_placed(node_file, tmp_path):
     node_file(f"storage: {{xfs: {tmp_path}, loop: {tmp_path}/state}}")
-    assert node_dir(Storage(kind=StorageKind.directory, fs="xfs")) == tmp_path
-    assert node_dir(Storage(kind=StorageKind.directory, fs="ext4")) == tmp_path / "state"
-    assert image_dir(Storage(fs="xfs")) == tmp_path / "state"
+    assert base_dir(Storage(kind=StorageKind.directory, fs="xfs")) == tmp_path
+    assert base_dir(Storage(kind=StorageKind.directory, fs="ext4")) == tmp_path / "state"
+    assert base_dir(Storage(fs="xfs")) == tmp_path / "state"
 
 
 def test_drives_are_called_as_the_owner_says_and_share_a_name(node_file, state):
