@@ -56,14 +56,17 @@ def token_file() -> Path:
 
 def make_token(file: Path) -> Path:
     """Make a token in `file`, for its owner's eyes only, unless there is one; raise ClusterError where it is unsafe."""
+    own = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        own.touch(0o600)
+        own.write_text(secrets.token_hex(32))
+        os.link(own, file)  # whole, or not there
     except FileExistsError:
         return checked(file)
     except OSError as e:
         raise ClusterError(f"cannot write the cluster's token to {file}: {e.strerror}") from None
-    with os.fdopen(descriptor, "w") as f:
-        f.write(secrets.token_hex(32))
+    finally:
+        own.unlink(missing_ok=True)
     return file
 
 

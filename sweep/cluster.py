@@ -48,6 +48,13 @@ def local(node: Node) -> Iterator[list[Node]]:
 @contextmanager
 def joined(address: str) -> Iterator[list[Node]]:
     """Connect to the cluster at `address` and provide its nodes that can run trials."""
+    with connected(address):
+        yield _nodes()
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Hold a connection to the cluster at `address`; raise ClusterError where it cannot be reached or refuses."""
     check_reachable(address)
     token = authentication.known_token()
     if address != "auto":
@@ -56,7 +63,7 @@ def joined(address: str) -> Iterator[list[Node]]:
         # Ray finds the address by itself. A head that has a token demands it; a driver sends it only when told to.
         os.environ |= authentication.with_token(token)
     with _ray(f"--address {address}: no Ray cluster answers", address=address):
-        yield _nodes()
+        yield
 
 
 def head_address() -> str:

@@ -50,6 +50,7 @@ class _Asked:
     entry: Mapping[str, Any]
     since_s: float
     told: bool = False
+    since_utc_s: float = field(default_factory=time.time)
 
 
 class Inquiry:
@@ -77,7 +78,7 @@ class Inquiry:
         done, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
         if not done and wait_s:
             done, _ = ray.wait(list(self._asked), timeout=wait_s)
-        return [_answer(self._asked.pop(ref).entry, ref) for ref in done]
+        return [_answer(self._asked.pop(ref), ref) for ref in done]
 
     def silent(self) -> list[Answer]:
         """Return, once each, those that have not answered for too long; their answer may still come."""
@@ -189,9 +190,10 @@ def asked(entries: Sequence[Mapping[str, Any]]) -> list[Answer]:
     return sorted(found, key=lambda a: order.index(a.ray_id))
 
 
-def _answer(entry: Mapping[str, Any], ref: Any) -> Answer:
+def _answer(asked: _Asked, ref: Any) -> Answer:
     import ray
 
+    entry = asked.entry
     try:
         told = ray.get(ref)
     except ray.exceptions.RayTaskError as e:
@@ -208,7 +210,15 @@ def _answer(entry: Mapping[str, Any], ref: Any) -> Answer:
     offer = Offer.from_json(told["offer"])
     _drop_unannounced(offer, entry["Resources"])
     node = Node(offer, entry["NodeID"])
+    told["skew_s"] = skew_s(told.get("utc_s"), asked.since_utc_s, time.time())
     return Answer(node.name, entry["NodeID"], _machine(entry), node, None, told)
+
+
+def skew_s(there: float | None, asked: float, answered: float) -> float:
+    """Return by how much a clock that said `there` is ahead (behind: less than 0) at least, between two of ours."""
+    if there is None or asked <= there <= answered:
+        return 0.0
+    return there - (asked if there < asked else answered)
 
 
 def _silent(asked: _Asked) -> Answer:

@@ -20,6 +20,7 @@ from sweep.placement import resources_of
 from tasks import machine, node_config
 from tasks.errors import TaskError
 from tasks.machine import Offer
+from tasks.mounts import mount_of
 from tasks.node_config import IMAGES, NodeConfigError
 
 #: The port of the head that other machines join at: Ray's default.
@@ -123,11 +124,10 @@ def _pair(option: str, text: str, form: str) -> tuple[str, str]:
 def _check_storage(offer: Offer) -> None:
     """Refuse a folder that is not on the filesystem it is named for: a trial's label would lie."""
     for fs, folder in offer.storage.items():
-        ground = offer.place_of(folder)
-        if not os.path.isdir(folder) or ground is None:
+        if not os.path.isdir(folder):
             raise NodeConfigError(f"storage: {fs}={folder}: no such folder on this machine")
-        if fs not in (IMAGES, ground.fs):
-            raise NodeConfigError(f"storage: {fs}={folder}: {folder} is {ground.fs}, not {fs}")
+        if fs not in (IMAGES, found := mount_of(folder).fs):
+            raise NodeConfigError(f"storage: {fs}={folder}: {folder} is {found}, not {fs}")
         if not os.access(folder, os.W_OK):
             raise NodeConfigError(f"storage: {fs}={folder}: this user cannot write there")
 

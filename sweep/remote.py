@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import ray
 from sweep.code import code_hash
 from sweep.membership import pinned
 from sweep.placement import Placement
-from tasks import lease, machine
+from tasks import lease, leftovers, machine
 from tasks.launch import Outcome, launched
 from tasks.spec import TrialSpec
 
@@ -25,9 +26,15 @@ _SIGN_OF_LIFE_S = 10.0
 
 
 def probe() -> dict[str, Any]:
-    """Clean up after dead attempts on this node and return what it offers, and which code it has."""
+    """Clean up after dead attempts on this node; return what it offers, its code and clock, and what is left over."""
     problems = lease.reap()
-    return {"offer": machine.offer().to_json(), "code": code_hash(), "problems": problems}
+    return {
+        "offer": machine.offer().to_json(),
+        "code": code_hash(),
+        "problems": problems,
+        "leftovers": leftovers.found(),
+        "utc_s": time.time(),
+    }
 
 
 def submit(spec: TrialSpec, placement: Placement, actor: Any, expected: Any) -> Any:

@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+from tasks.cache import cache_dir
 from tasks.errors import TaskError
 from tasks.jobs.aio_library import load_library
 from tasks.process import child, log_tail
@@ -71,7 +72,7 @@ class AsyncIOError(TaskError):
 
 def path(name: str = _AIO) -> Path:
     """Return where the operator for this environment and CPU lies, or would lie, without importing torch."""
-    return _cache(name) / _key() / f"{name}.so"
+    return cache_dir(name) / _key() / f"{name}.so"
 
 
 def is_built(name: str = _AIO) -> bool:
@@ -123,7 +124,7 @@ def build(progress: Callable[[str], None] = lambda line: None, name: str = _AIO)
             _check_tools(environment)
             for left in target.parent.parent.glob(f"{target.parent.name}.*/"):
                 shutil.rmtree(left, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=f"{target.parent.name}.", dir=_cache(name)) as scratch:
+            with tempfile.TemporaryDirectory(prefix=f"{target.parent.name}.", dir=cache_dir(name)) as scratch:
                 _compile(operator, Path(scratch), environment, progress)
                 _publish(operator, Path(scratch), target.parent)
     return target
@@ -142,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(path())
         else:
             raise AsyncIOError(f"not built; run: {BUILD_COMMAND}")
-    except AsyncIOError as e:
+    except TaskError as e:
         print(f"{_CLEAR}async_io: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -158,12 +159,6 @@ def _build_gds() -> None:
         print(f"{_CLEAR}gds: ready in {build(_show, _GDS).parent}")
     except AsyncIOError as e:
         print(f"{_CLEAR}gds: going on without GPUDirect Storage: {e}", file=sys.stderr)
-
-
-def _cache(name: str) -> Path:
-    named = os.environ.get("OFFLOAD_SWEEP_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offload-sweep"
-    return base.resolve() / name
 
 
 def _key() -> str:

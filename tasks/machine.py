@@ -25,7 +25,7 @@ from tasks.mounts import device_numbers, mount_of, mounts
 from tasks.node_config import NodeConfig, NodeConfigError
 from tasks.scratch import Scratch
 from tasks.spec import FILESYSTEMS
-from tasks.state import state_dir
+from tasks.state import FOLDER_PREFIX, state_dir
 from tasks.storage import TMPFS_DIR
 from tasks.tracers import OF_REQUESTS
 
@@ -174,8 +174,9 @@ def offer() -> Offer:
     found = Offer(known["hostname"], known, _places(), str(state_dir()), storage=dict(said.storage))
     found.memory_bytes = said.memory or known["memory_bytes"]
     for name, obstacle in _obstacles(known["gpus"]).items():
-        obstacle = f"the node does not offer it ({node_config.source()}: without)" if name in said.without else obstacle
-        if obstacle is None:
+        if name in said.without:
+            found.missing[name] = f"this node is told not to offer it ({node_config.source()}: without)"
+        elif obstacle is None:
             found.capabilities.append(name)
         else:
             found.missing[name] = obstacle
@@ -190,7 +191,7 @@ def _name_drives(found: Offer, said: NodeConfig) -> None:
     names: dict[str, str] = {}
     for name, paths in said.drives.items():
         for path in paths or tuple(said.storage.values()) or (found.state_dir,):
-            names |= dict.fromkeys(_drives_under(found, name, path), name)
+            names |= dict.fromkeys(_drives_under(name, path), name)
 
     def named(drives: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({names.get(drive, drive) for drive in drives}))
@@ -199,19 +200,19 @@ def _name_drives(found: Offer, said: NodeConfig) -> None:
     found.scratch = [replace(device, drives=named(device.drives)) for device in found.scratch]
 
 
-def _drives_under(found: Offer, name: str, path: str) -> tuple[str, ...]:
+def _drives_under(name: str, path: str) -> tuple[str, ...]:
     where = f"{node_config.source()}: drives: {name}: {path}"
     if path.startswith("/dev/") and not os.path.isdir(path):
         try:
             return leaf_drives(Device.of_node(path).dev)
         except (OSError, StorageError):
             raise NodeConfigError(f"{where} is no block device of this node") from None
-    ground = found.place_of(os.path.realpath(path)) if os.path.isdir(path) else None
-    if ground is None:
+    if not os.path.isdir(path):
         raise NodeConfigError(f"{where} is no folder of this node")
-    if not ground.drives:
-        raise NodeConfigError(f"{where} is {ground.fs}: no drive lies under it that could have a name")
-    return ground.drives
+    drives = leaf_drives(*device_numbers(path))
+    if not drives:
+        raise NodeConfigError(f"{where} is {mount_of(path).fs}: no drive lies under it that could have a name")
+    return drives
 
 
 def tracers_of_requests() -> list[str]:
@@ -239,8 +240,8 @@ def _places() -> list[Place]:
     among = mounts()
     for path in dict.fromkeys(m.path for m in among):
         mount = mount_of(path, among)
-        if mount.fs in _NO_FILES:
-            continue
+        if mount.fs in _NO_FILES or f"/{FOLDER_PREFIX}" in path:
+            continue  # the kernel's own, or a running trial's
         try:
             numbers, free_bytes = device_numbers(path), shutil.disk_usage(path).free
             in_memory, discards = mount.fs == "tmpfs", can_discard(*numbers)

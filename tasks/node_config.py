@@ -12,6 +12,7 @@ gpus: [NVIDIA H100 80GB HBM3]  # models, one for each GPU, instead of what the d
 memory: 64GiB                  # what jobs may have of it
 without: [tracer:bpftrace]     # what the node has and does not offer
 name: gpu1                     # what to call it instead of its host name
+cache: /opt/offload-sweep      # where builds and converted weights are kept: not on a drive that trials measure
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class NodeConfig:
     memory: int | None = None
     without: tuple[str, ...] = ()
     name: str | None = None
+    cache: str | None = None
 
     def folder_for(self, fs: str) -> str | None:
         """Return the folder for trials on the filesystem `fs`, the first one for `auto`; None: the state folder."""
@@ -143,6 +145,12 @@ def _name(value: Any) -> str:
     return value
 
 
+def _folder(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError(f"cache: must be a folder, such as /opt/offload-sweep, not {value!r}")
+    return value
+
+
 def _memory(value: Any) -> int:
     try:
         return parse_bytes(value)
@@ -158,5 +166,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "memory": _memory,
     "without": _texts("without", "capabilities, such as [tracer:bpftrace, gpu]"),
     "name": _name,
+    "cache": _folder,
 }
 assert list(_CHECKS) == [f.name for f in fields(NodeConfig)]

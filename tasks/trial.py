@@ -22,12 +22,13 @@ from analysis.schema import SCHEMA_VERSION
 from tasks import calibration, ceiling, cost, identity, interpreter, machine, phases, provenance, tracers, workloads
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
-from tasks.device import QUIET_S, boot_id, check_traceable
+from tasks.device import QUIET_S, boot_id, check_traceable, leaf_drives
 from tasks.errors import StorageError, TaskError, TracerError
 from tasks.extents import Watch
 from tasks.jobs.free_space import is_full
 from tasks.kept import KEEP_VARIABLE, kept, kept_device
 from tasks.lease import TOKEN_VARIABLE, Lease
+from tasks.mounts import device_numbers
 from tasks.process import child, exit_in_words, log_tail
 from tasks.sampler import Sampler
 from tasks.spec import StorageKind, TrialSpec, limits_of, storage_of, trace_of
@@ -229,9 +230,25 @@ class _Trial:
         report = self._keep(job, seen, sampler)
         capture = tracer.write(seen.window, self._spool / "requests.parquet")
         self._judge(report, seen, capture)
+        self._tell_shared_drive(found)
         # After the verdict: trouble with where files lie does not undo it.
         watch.write(self._spool / "extents.parquet", self._provenance)
         self._record["extents"] = watch.facts
+
+    def _tell_shared_drive(self, found: Volume) -> None:
+        """Tell of raw trace that was written to the drive under test, where the node's state folder lies on that one.
+
+        Beneath a loop image it is in no trace, and told with all that others move there.
+        """
+        spooled_bytes = self._record["tracer"].get("spooled_to_disk_bytes", 0)
+        shared = [drive for drive in leaf_drives(*device_numbers(self._spool)) if drive in found.drives()]
+        if spooled_bytes and shared and found.facts["kind"] != StorageKind.loop.name:
+            _add_trouble(
+                self._record,
+                f"{format_bytes(spooled_bytes)} of raw trace went to {', '.join(shared)}, the drive under test, where "
+                f"{state_dir()} lies: trace.tracer=ftrace with more trace.spool_memory keeps them in memory, or set "
+                "OFFLOAD_SWEEP_STATE to a folder on another drive",
+            )
 
     def _watched(self, found: Volume) -> AbstractContextManager[None]:
         """Watch other processes where their share of the I/O can be told: of a trace's, or of the drive beneath."""

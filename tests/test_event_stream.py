@@ -19,6 +19,7 @@ from tasks.tracers.event_stream import EventStream
 from tasks.tracers.pairing import COMPLETE, ISSUE
 from tasks.tracers.ring_buffer import EventFormat, page_length
 from tasks.tracers.spool import Segment, Spool
+from tests.block_devices import loop, mounted
 from tests.conftest import trial_config
 from tests.trace_pages import COMPLETE_FORMAT, ISSUE_FORMAT, MISSED, Page, record
 
@@ -180,3 +181,15 @@ def read_pages(node: str, count: int) -> None:
         for n in range(count):
             os.preadv(fd, [page], n % 1000 * 4096)
     os.close(fd)
+
+
+@pytest.mark.root
+def test_a_trace_that_went_to_the_drive_under_test_is_told_of(run_here, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = {"kind": "pattern", "pattern": [(i % 4096 * 4096, 4096) for i in range(3000)]}
+    with loop() as node, mounted("ext4", node) as folder:
+        monkeypatch.setenv("OFFLOAD_SWEEP_STATE", str(folder / "state"))
+        storage = {"kind": "directory", "fs": "ext4", "path": str(folder), "queue": {}, "trim": False}
+        for spool_memory, told in (("1KiB", True), ("64MiB", False)):
+            record, _ = run_here(trial_config(workload=work, storage=storage, trace={"spool_memory": spool_memory}))
+            trouble = record.get("trouble") or ""
+            assert ("of raw trace went to" in trouble and "OFFLOAD_SWEEP_STATE" in trouble) == told, record["verdict"]

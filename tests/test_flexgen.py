@@ -161,6 +161,12 @@ def test_tensors_are_placed_as_flexgen_places_them(gpu, cpu, layers, width):
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Converted weights go to a cache of the test's own."""
+    monkeypatch.setenv("OFFLOAD_SWEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")

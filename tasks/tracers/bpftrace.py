@@ -88,6 +88,7 @@ class Tracer:
     def write(self, window: Window, path: Path) -> Capture:
         """Write the window's requests, sorted by issue time, and count what is missing."""
         faults = dict.fromkeys(("lost", "unmatched", "overtaken", "malformed"), 0)
+        self.facts["spooled_to_disk_bytes"] = sum(script.output_bytes for script in self._scripts)
         with RequestWriter(path, self.facts, self._devices, ("issue", "completion")) as writer:
             for script in self._scripts:
                 script.write(window, writer, faults)
@@ -141,6 +142,11 @@ class _Script:
                 if any(line[:1] == [b"R"] and line[4:5] == [b"0"] for line in map(bytes.split, f)):
                     return True
         return False
+
+    @property
+    def output_bytes(self) -> int:
+        """How much it has written: text, on the node's disk."""
+        return self._output.stat().st_size
 
     def write(self, window: Window, writer: RequestWriter, faults: dict[str, int]) -> None:
         """Write the window's requests and add what is missing to `faults`."""

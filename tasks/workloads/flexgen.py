@@ -9,9 +9,9 @@ from math import prod
 from pathlib import Path
 from typing import ClassVar
 
+from tasks.cache import cache_dir
 from tasks.models import ELEMENT_BYTES, FEED_FORWARD, POSITION_OFFSET, Shape
 from tasks.spec import key
-from tasks.state import state_dir
 from tasks.workloads import Job, Problem, Span
 from tasks.workloads.generation import PASSES, Generation, GenerationConfig, finished
 
@@ -195,14 +195,14 @@ class Workload(Generation):
         ]
 
     def _converted(self) -> Path:
-        """Return where a checkpoint's weights are kept in FlexGen's own form, beside the node's other state.
+        """Return where a checkpoint's weights are kept in FlexGen's own form, in the node's cache.
 
         Files of another size or age make another checkpoint.
         """
         folder = Path(str(self._config.checkpoint))
         found = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
         name = hashlib.sha256(repr((str(folder), found)).encode()).hexdigest()[:16]
-        return state_dir() / "flexgen-weights" / name
+        return cache_dir("flexgen-weights") / name
 
     def role(self, path: str) -> str:
         """Return what the job's script put in front of the name that FlexGen chose (tasks/jobs/flexgen_generate.py)."""

@@ -1,0 +1,29 @@
+"""What lies about on this machine under our names and belongs to no attempt that this state folder knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks import cgroup
+from tasks.state import FOLDER_PREFIX, state_dir
+
+_TRACING = Path("/sys/kernel/tracing/instances")
+
+#: Where loop images in memory lie (`tasks.storage.TMPFS_DIR`).
+_MEMORY = Path("/dev/shm")
+
+
+def found() -> list[str]:
+    """Return the paths of images, tracing instances and cgroups that no attempt's folder here accounts for.
+
+    They are of a sweep with another state folder, which may well be running, or of an attempt whose lease was lost.
+    """
+    known = tuple(folder.name for folder in (state_dir() / "attempts").glob("*"))
+    return [str(path) for path in _ours() if not path.name.removeprefix(FOLDER_PREFIX).startswith(known or ("\0",))]
+
+
+def _ours() -> Iterator[Path]:
+    hierarchy = cgroup.find()
+    for folder in (state_dir(), _MEMORY, _TRACING, *([hierarchy.root] if hierarchy else [])):
+        yield from sorted(folder.glob(f"{FOLDER_PREFIX}*"))
