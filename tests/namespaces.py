@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -25,8 +25,8 @@ from tasks.lease import process_start
 from tasks.process import die_with_parent
 from tests.machine import ROOT, wait_for
 
-#: Short: the paths of Ray's sockets below it must stay under 108 bytes (unix(7)).
-_PARENT = Path("/tmp")
+#: Not /tmp, of which each host has its own.
+_PARENT = Path("/var/tmp")
 _NAME = re.compile(r"osn-(\d+)-(\d+)")
 _NETNS = Path("/run/netns")
 _MIB = 1 << 20
@@ -53,6 +53,10 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
+#: What a host runs, as an argument list.
+Service = Callable[["Host"], Sequence[str]]
+
+
 class Network:
     """A bridge that hosts are plugged into; make one with `network()`."""
 
@@ -62,19 +66,15 @@ class Network:
         self.name = f"osn-{pid}-{process_start(pid)}"
         self.folder = _PARENT / self.name
         self.switch = f"{self.name}-switch"
-        self.environment: dict[str, str] = {}
         self.hosts: list[Host] = []
         self.timers: list[threading.Timer] = []
 
-    def host(
-        self, name: str, fs: str, service: Callable[[Host], Sequence[str]], before: Sequence[Sequence[str]] = ()
-    ) -> Host:
+    def host(self, name: str, fs: str, service: Service, instead: Mapping[str, Path] | None = None) -> Host:
         """Switch a new host on: with a drive of this filesystem, and what `service` says as its one service.
 
-        `before`: further commands that it runs before that.
+        `instead`: by name, folders that the host has in the place of those of this clone.
         """
-        host = Host(self, len(self.hosts) + 1, name, fs, service)
-        host.before += map(list, before)
+        host = Host(self, len(self.hosts) + 1, name, fs, service, instead or {})
         self.hosts.append(host)
         host.plug_in()
         host.power_on()
@@ -147,25 +147,25 @@ def _remove(folder: Path) -> None:
 class Host:
     """One host: its folder is on this machine, `offload` on all hosts is where its drive is mounted."""
 
-    def __init__(self, net: Network, number: int, name: str, fs: str, service: Callable[[Host], Sequence[str]]) -> None:
+    def __init__(
+        self, net: Network, number: int, name: str, fs: str, service: Service, instead: Mapping[str, Path]
+    ) -> None:
         """Describe it; `Network.host` switches it on."""
-        self.net, self.name, self.fs, self._service = net, name, fs, service
+        self.net, self.name, self.fs, self._service, self._instead = net, name, fs, service, instead
         self.address = f"10.77.0.{number}"
         self.folder = net.folder / name
         self.offload = net.folder / "offload"
         self.state = self.folder / "state"
         self.log = self.folder / "service.log"
         own = {"OFFLOAD_SWEEP_STATE": str(self.state), "PYTHONPATH": str(ROOT)}
-        self.environment = os.environ | net.environment | own
+        self.environment = os.environ | own
         self._port, self._down = f"port{number}", self.folder / "down"
         self._space = f"{net.name}-{name}"
         self._unshare: subprocess.Popen[str] | None = None
-        #: Further commands that run while the host starts, before its service.
-        self.before: list[list[str]] = []
 
     def plug_in(self) -> None:
         """Make the host's network and its cable."""
-        for folder in (self.state, self.folder / "ray", self.offload, self.net.folder / "memory"):
+        for folder in (self.state, self.offload, self.net.folder / "memory", self.net.folder / "code"):
             folder.mkdir(parents=True, exist_ok=True)
         _ip("netns", "add", self._space)
         _ip("-n", self._space, "link", "set", "lo", "up")
@@ -190,16 +190,21 @@ class Host:
         assert self._unshare.poll() is None, self.said()
 
     def _mounts(self) -> list[list[str]]:
-        memory = self.net.folder / "memory"
+        memory, code = self.net.folder / "memory", str(self.net.folder / "code")
         image, size = str(memory / "drive.img"), str(512 * _MIB)
         return [
+            # a /tmp of its own, with this clone in it where it lies there
+            ["mount", "--bind", str(ROOT), code],
+            ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", "/tmp"],
+            ["mkdir", "-p", str(ROOT)],
+            ["mount", "--bind", code, str(ROOT)],
+            *(["mount", "--bind", str(folder), str(ROOT / name)] for name, folder in self._instead.items()),
             ["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", "/dev/shm"],
             ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(memory)],
             ["truncate", "--size", size, image],
             [f"mkfs.{self.fs}", "-q", image],
             # detached by the kernel when its last mount goes, and so when the host does
             ["mount", "-t", self.fs, "-o", "loop", image, str(self.offload)],
-            *self.before,
         ]
 
     def said(self) -> str:

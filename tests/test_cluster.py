@@ -2,12 +2,10 @@
 
 import itertools
 import json
-import secrets
 import shutil
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -23,47 +21,42 @@ PORT = 6379
 SHORT = ["workload.values.size=8m", "workload.expect_write=8MiB"]
 
 
-def ray_node(head):
-    """Return what a host runs as its service: Ray, started as the README says; `head` is None for the head itself."""
+def head(host):
+    """Return what the head runs as its service, as docs/cluster.md says."""
+    return [sys.executable, "-m", "sweep.node", "--head", f"--node-ip={host.address}", *offered(host)]
 
-    def service(host):
-        argv = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]
-        argv += [f"--address={head}:{PORT}"] if head else ["--head", f"--port={PORT}", "--include-dashboard=false"]
-        argv += [f"--node-ip-address={host.address}", f"--temp-dir={host.folder / 'ray'}"]
-        argv += ["--object-store-memory=100000000"]
-        return ["bash", "-c", f'exec {" ".join(argv)} --resources="$({sys.executable} -m sweep.node)"']
 
-    return service
+def offered(host):
+    return [f"--storage={host.fs}={host.offload}", f"--drive={host.name}s-drive"]
 
 
 class Cluster:
     """A head and what joins it; sweeps are driven from the head."""
 
-    def __init__(self, net, results):
-        self.net, self.results = net, results
-        self.secure()
-        self.head = net.host("one", "ext4", ray_node(None))
+    def __init__(self, net):
+        self.net, self.results = net, net.folder / "results"
+        self.head = net.host("one", "ext4", head)
         wait_for(lambda: self.runs(self.head))
-        self.two = self.join("two", "xfs")
-        self.three = self.join("three", "btrfs")
+        self.two, self.three = self.join("two", "xfs"), self.join("three", "btrfs")
         wait_for(lambda: self.runs(self.two) and self.runs(self.three))
 
-    def secure(self):
-        """Give all hosts one token of Ray's, as `sweep.node` does."""
-        token = self.net.folder / "auth_token"
-        token.write_text(secrets.token_hex(32))
-        self.net.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    def join(self, name, fs, instead=None):
+        """Start a host that joins as a node; its token is copied from the head."""
+        return self.net.host(name, fs, self._member, instead)
 
-    def join(self, name, fs, before=()):
-        return self.net.host(name, fs, ray_node(self.head.address), before)
+    def _member(self, host):
+        shutil.copy2(self.head.state / "token", host.state / "token")
+        address = f"{self.head.address}:{PORT}"
+        return [sys.executable, "-m", "sweep.node", "--join", address, *offered(host)]
 
     @staticmethod
     def runs(host):
         assert "Traceback" not in host.said(), host.said()
-        return "Ray runtime started" in host.said()
+        return " with token authentication" in host.said()
 
     def start(self, *arguments, sweep=SWEEP):
         address = f"{self.head.address}:{PORT}"
+        # named: the disk beneath all hosts is offered by each, too
         path = f"storage.path={self.head.offload}"
         argv = [sys.executable, "-m", "sweep", sweep, path, *arguments]
         return self.head.start(*argv, "--address", address, "--results", str(self.results))
@@ -81,12 +74,12 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """Three nodes, each with a filesystem of its own."""
     if why := namespaces.obstacle():
         pytest.skip(why)
     with namespaces.network() as net:
-        yield Cluster(net, tmp_path_factory.mktemp("results"))
+        yield Cluster(net)
 
 
 def test_every_trial_runs_where_its_filesystem_is(cluster):
@@ -133,7 +126,7 @@ def test_two_sweeps_at_once_share_the_nodes(cluster):
 
 
 def test_a_node_with_other_code_is_left_out(cluster):
-    other = cluster.join("other", "xfs", changed_code(cluster.net.folder / "code"))
+    other = cluster.join("other", "xfs", with_another_line(cluster.net))
     wait_for(lambda: cluster.runs(other))
     code, out, err = cluster.run("grid.storage.fs=[xfs]", "repeats=1", *SHORT)
     print(out, err)
@@ -144,19 +137,13 @@ def test_a_node_with_other_code_is_left_out(cluster):
     assert len(err.splitlines()) == 1
 
 
-def changed_code(folder):
-    """Copy this clone with one line more; return the commands that put the copy in its place on a host."""
-    kept = {"sweep", "tasks", "analysis", "bpftrace", "conf", "tests", ".venv"}
-    leave = shutil.ignore_patterns("__pycache__")
-    for name in kept:
-        path = ROOT / name
-        if path.is_symlink() or name == ".venv":
-            (folder / name).symlink_to(path.resolve())
-        else:
-            shutil.copytree(path, folder / name, ignore=leave)
-    with (folder / "tasks" / "trial.py").open("a") as f:
+def with_another_line(net):
+    """Return a copy of the code that runs trials, with one line more."""
+    folder = net.folder / "changed"
+    shutil.copytree(ROOT / "tasks", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "trial.py").open("a") as f:
         f.write("\n_LINE = 'one more'\n")
-    return [["mount", "--bind", str(folder), str(ROOT)]]
+    return {"tasks": folder}
 
 
 def test_raylet_killed(cluster):
