@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +218,18 @@ def unreadable(*frames: pl.DataFrame) -> dict[str, str]:
     return dict(row for frame in reversed(told) for row in frame.iter_rows())
 
 
-def write_summary(run_dir: str | Path) -> Path:
-    """Compute `summary.parquet` of a run from all its published trials and return its path."""
+def write_summary(run_dir: str | Path, sources: Mapping[Path, Collection[str]] | None = None) -> Path:
+    """Compute `summary.parquet` of a run from all its published trials and return its path.
+
+    `sources` are runs, each with the slugs of the trials that were copied from it: their rows are taken from there.
+    """
     run = load_run(run_dir)
     path = run.path / "summary.parquet"
-    write_rows([row for trial in run.published for row in summary_rows(trial)], path)
+    known: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for source, slugs in (sources or {}).items():
+        stored = stored_rows(source / "summary.parquet", _COLUMNS)
+        known |= {key: rows for key, rows in stored.items() if key[0] in slugs}
+    write_rows([row for t in run.published for row in summary_rows(t, known.get((t.slug, t.attempt)))], path)
     return path
 
 

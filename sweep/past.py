@@ -25,6 +25,7 @@ class Finished:
     code: str | None
     node: Mapping[str, Any] | None = field(repr=False)
     attempt: int
+    started: str
     metrics: Mapping[str, Any] = field(repr=False)
 
     def record(self, warmup: bool) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class Past:
             code=plan.get("code") if isinstance(plan, dict) else None,
             node=self._one(node) if isinstance(node, dict) else None,
             attempt=int(told["attempt"]),
+            started=str(told["started"]),
             metrics=told["metrics"],
         )
 
@@ -118,8 +120,13 @@ def find(results: Path, sweep: str, run: str | None) -> Path:
     Raises ConfigError where there is none, or it is of another sweep.
     """
     folder = (results / sweep).absolute()
-    if run is None:
-        return _newest(folder, sweep)
+    found = _newest(folder, sweep) if run is None else _named(folder, sweep, run)
+    if read_run(found).get("state") == "imported":
+        raise ConfigError("--resume", None, f"{found} was imported from another tool's traces: nothing can go on there")
+    return found
+
+
+def _named(folder: Path, sweep: str, run: str) -> Path:
     places = [folder / run, Path(run).absolute()]
     found = next((place.resolve() for place in places if (place / "run.json").is_file()), None)
     if found is None:

@@ -11,11 +11,12 @@ from sweep import cluster, durations, lock
 from sweep.definition import Sweep
 from sweep.durations import Durations
 from sweep.errors import EXIT_VALID
+from sweep.inquiry import ask_here, ask_through_ray
 from sweep.past import Past
 from sweep.placement import Placement, Placements, fit, needs
 from sweep.plan import Grid, Trial
 from sweep.progress import counted
-from sweep.resume import RUNS, Decisions, State, ask_here, ask_through_ray, in_words
+from sweep.resume import RUNS, Decisions, State, in_words
 from tasks import workloads
 from tasks.units import format_bytes, parse_bytes
 

@@ -7,32 +7,23 @@ here; of the node's half each node is asked once for all trials that depend on t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from sweep.code import code_of, digest_of
-from sweep.comparison import code_changes, node_changes, plan_changes
-from sweep.errors import first_line
+from sweep.comparison import code_changes, plan_changes
+from sweep.inquiry import Ask, Inquiry, ask_here
 from sweep.past import Finished, Past
-from sweep.placement import Node, Placement, Placements, few
+from sweep.placement import Placement, Placements, few
 from sweep.plan import Grid, Trial, plan_entry
 from sweep.progress import counted
-from tasks.errors import TaskError
-from tasks.identity import Question, identity, question
+from tasks.identity import Question, question
 
 #: What one message lists at most: fields of one trial, and reasons of all.
 _MOST_FIELDS, _MOST_REASONS = 4, 20
-
-#: A node's half of a fingerprint, or why it cannot be told.
-Answer = dict[str, Any] | str
-
-#: Asks nodes, each its own questions.
-Ask = Callable[[Sequence[tuple[Node, Sequence[Question]]]], Sequence[Sequence[Answer]]]
-
-#: How long nodes may take to look at themselves: a foreign interpreter can be on a cold network filesystem.
-_ANSWER_LIMIT_S = 180.0
 
 
 class State(Enum):
@@ -55,84 +46,106 @@ class Decision:
     finished: Finished | None = None
 
 
+class _There:
+    """Where trials can run that ask the same of a node."""
+
+    def __init__(self, placements: Sequence[Placement]) -> None:
+        self.placements = placements
+        self.by_name: dict[str, list[Placement]] = {}
+        for placement in placements:
+            self.by_name.setdefault(placement.node.name, []).append(placement)
+
+
+class _Case:
+    """What trials with one configuration have in common: where they can run, and what they depend on."""
+
+    def __init__(self, trial: Trial, there: _There) -> None:
+        self.there = there
+        # As a record would have it, JSON and all.
+        self.config: Mapping[str, Any] = json.loads(json.dumps(trial.config))
+        self._trial = trial
+
+    @cached_property
+    def question(self) -> Question:
+        return question(self._trial.config)
+
+    @cached_property
+    def code(self) -> str:
+        return digest_of(self._trial.config)
+
+    def candidates(self, finished: Finished) -> Sequence[Placement]:
+        """Return where a trial could have run as it did: on the node of that name, or else on any that can take it."""
+        return self.there.by_name.get(finished.hostname) or self.there.placements
+
+
 class Decisions:
     """What becomes of all trials of a plan, the selected and the others; `dropped` are those it does not have."""
 
     def __init__(self, plan: Grid, placements: Placements, past: Past | None = None, ask: Ask | None = None) -> None:
         """Decide; without a `past` nothing is finished. `ask` is how nodes are asked for their halves."""
-        self._plan, self._past = plan, past
-        self._configs: dict[int, Mapping[str, Any]] = {}
-        self._questions: dict[int, Question] = {}
-        self._node_half = _Nodes(ask or ask_here)
-        wanted = {trial.id for trial in plan.trials}
-        pairs = [(trial, self._found(trial)) for trial in plan.every]
-        self._node_half.gather(
-            (_candidates(finished, there)[0].node, self._question(trial))
+        self._plan, self._past, self._placements = plan, past, placements
+        self._cases: dict[int, _Case] = {}
+        self._there: dict[str, _There] = {}
+        self._inquiry = Inquiry(ask or ask_here)
+        pairs = [(trial, self._past.trials.get(trial.id) if self._past else None) for trial in plan.every]
+        self._inquiry.gather(
+            (case.candidates(finished)[0].node, case.question)
             for trial, finished in pairs
-            if finished and finished.state == "valid" and (there := placements.of(trial))
+            if finished and finished.state == "valid" and (case := self._case(trial)).there.placements
         )
-        self.of: dict[str, Decision] = {
-            trial.id: self._decide(trial, finished, placements) for trial, finished in pairs if trial.id in wanted
-        }
-        self._others = {
-            trial.id: self._decide(trial, finished, placements) for trial, finished in pairs if trial.id not in wanted
-        }
+        decided = {trial.id: self._decide(trial, finished) for trial, finished in pairs}
+        self.of: dict[str, Decision] = {trial.id: decided.pop(trial.id) for trial in plan.trials}
+        self._others = decided
         self._rest_warmups()
         known = {trial.id for trial in plan.every}
         self.dropped = [one for one in (past.trials.values() if past else ()) if one.id not in known]
 
     # --- one trial ---------------------------------------------------------------------------------------------------
 
-    def _found(self, trial: Trial) -> Finished | None:
-        return self._past.trials.get(trial.id) if self._past else None
+    def _case(self, trial: Trial) -> _Case:
+        """Return what all trials with the same configuration share."""
+        if id(trial.config) not in self._cases:
+            demand = self._placements.demand(trial).key
+            if demand not in self._there:
+                self._there[demand] = _There(self._placements.of(trial))
+            self._cases[id(trial.config)] = _Case(trial, self._there[demand])
+        return self._cases[id(trial.config)]
 
-    def _decide(self, trial: Trial, finished: Finished | None, placements: Placements) -> Decision:
-        there = placements.of(trial)
-        if not there:
-            return Decision(State.impossible, placements.obstacles(trial) or ("no node is alive",), finished)
+    def _decide(self, trial: Trial, finished: Finished | None) -> Decision:
+        case = self._case(trial)
+        if not case.there.placements:
+            return Decision(State.impossible, self._placements.obstacles(trial) or ("no node is alive",), finished)
         if finished is None:
             return Decision(State.run, ("not finished",) if self._past else ())
         if finished.state != "valid":
             return Decision(State.run, (f"was {finished.state}", *finished.reasons), finished)
-        changes = tuple(self._changes(trial, finished, there))
-        return Decision(State.stale if changes else State.reuse, changes, finished)
-
-    def _changes(self, trial: Trial, finished: Finished, there: Sequence[Placement]) -> list[str]:
         if finished.code is None or finished.node is None:
-            return ["its fingerprint is of an older version and cannot be compared"]
-        candidates = _candidates(finished, there)
-        changes = plan_changes(finished.config, self._config(trial, candidates[0]))
-        changes += self._code_changes(trial, finished.code)
-        asked = self._question(trial)
-        found: list[str] = []
-        for candidate in candidates:
-            of_node = self._node_half.changes(candidate.node, asked, finished.node)
-            if not of_node:
-                return changes
-            found = found or of_node
-        name = candidates[0].node.name
-        away = [f"{finished.hostname}, where it ran, is not here, and {name} is not the same"]
-        return changes + ([] if name == finished.hostname else away) + found
+            return Decision(State.stale, ("its fingerprint is of an older version and cannot be compared",), finished)
+        changes = [
+            *plan_changes(finished.config, case.candidates(finished)[0].definite(case.config)),
+            *self._code_changes(case, finished.code),
+            *self._node_changes(case, finished, finished.node),
+        ]
+        return Decision(State.stale if changes else State.reuse, tuple(changes), finished)
 
-    def _config(self, trial: Trial, placement: Placement) -> Mapping[str, Any]:
-        """Return the configuration as a record would have it, JSON and all."""
-        if id(trial.config) not in self._configs:
-            self._configs[id(trial.config)] = json.loads(json.dumps(trial.config))
-        return placement.definite(self._configs[id(trial.config)])
-
-    def _question(self, trial: Trial) -> Question:
-        if id(trial.config) not in self._questions:
-            self._questions[id(trial.config)] = question(trial.config)
-        return self._questions[id(trial.config)]
-
-    def _code_changes(self, trial: Trial, recorded: str) -> list[str]:
-        now = digest_of(trial.config)
-        if recorded == now:
+    def _code_changes(self, case: _Case, recorded: str) -> list[str]:
+        if recorded == case.code:
             return []
         files = self._past.code(recorded) if self._past else None
-        if files is None:
-            return [f"code: {recorded} -> {now}"]
-        return code_changes(files, code_of(trial.config))
+        return [f"code: {recorded} -> {case.code}"] if files is None else code_changes(files, code_of(case.config))
+
+    def _node_changes(self, case: _Case, finished: Finished, recorded: Mapping[str, Any]) -> list[str]:
+        """Return nothing where a node that the trial could have run on is the same, else how the first one differs."""
+        found: list[str] = []
+        for candidate in case.candidates(finished):
+            changes = self._inquiry.changes(candidate.node, case.question, recorded)
+            if not changes:
+                return []
+            found = found or changes
+        name = case.candidates(finished)[0].node.name
+        if name != finished.hostname:
+            found = [f"{finished.hostname}, where it ran, is not here, and {name} is not the same", *found]
+        return found
 
     # --- warm-ups ----------------------------------------------------------------------------------------------------
 
@@ -170,7 +183,8 @@ class Decisions:
         decided = self.of | self._others
         known = {entry.get("id") for entry in (self._past.record.get("plan") or [] if self._past else [])}
         lacking = {name for name in (*self.of, *known) if name in decided and decided[name].state in RUNS}
-        return [trial for trial in self._plan.every if trial.id in lacking | self.kept()]
+        found = lacking | self.kept()
+        return [trial for trial in self._plan.every if trial.id in found]
 
     def aside(self) -> list[str]:
         """Return the folder names of all finished trials that do not stay in the run."""
@@ -184,6 +198,7 @@ class Decisions:
         before = self._past.record if self._past else {}
         session = {name: record[name] for name in ("argv", "started", "user", "host", "cwd", "git", "versions")}
         session |= {"before": {name: before.get(name) for name in ("state", "ended")}}
+        session["selection"] = record.get("selection")
         session |= {"reused": len(self.trials(State.reuse)), "aside": len(self.aside())}
         nodes = {node.get("hostname"): node for node in [*(before.get("nodes") or []), *record["nodes"]]}
         return {
@@ -191,6 +206,7 @@ class Decisions:
             "plan": [plan_entry(trial) for trial in self.planned()],
             "nodes": list(nodes.values()),
             "code": (before.get("code") or {}) | record["code"],
+            "selection": _joined(before.get("selection"), record.get("selection")),
             "resumed": [*(before.get("resumed") or []), session],
         }
 
@@ -216,9 +232,11 @@ RUNS = (State.run, State.stale)
 _OF_THE_FIRST = ("run_id", "argv", "started", "user", "host", "cwd", "git", "versions")
 
 
-def _candidates(finished: Finished, there: Sequence[Placement]) -> Sequence[Placement]:
-    """Return where a trial could have run as it did: the node of that name, or else any that can take it."""
-    return [p for p in there if p.node.name == finished.hostname] or there
+def _joined(before: Any, now: Any) -> dict[str, list[str]] | None:
+    """Return what of a sweep a run has that was selected in two sessions; None for all of it."""
+    if not before or not now:
+        return None
+    return {name: list(dict.fromkeys([*before[name], *now[name]])) for name in now}
 
 
 def _grouped(state: State, trials: Sequence[tuple[str, tuple[str, ...]]], which: str = "") -> list[str]:
@@ -241,78 +259,3 @@ def in_words(reasons: Sequence[str]) -> str:
     """Return the reasons for a decision in one line."""
     more = len(reasons) - _MOST_FIELDS
     return "; ".join(reasons[:_MOST_FIELDS]) + (f" and {more} more" if more > 0 else "")
-
-
-# --- nodes -----------------------------------------------------------------------------------------------------------
-
-
-class _Nodes:
-    """The node halves of fingerprints, each asked for once."""
-
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
-        self._answers: dict[tuple[str | None, Question], Answer] = {}
-        self._changes: dict[tuple[str | None, Question, int], list[str]] = {}
-
-    def gather(self, wanted: Iterable[tuple[Node, Question]]) -> None:
-        """Ask every node all of its questions at once."""
-        questions: dict[str | None, tuple[Node, dict[Question, None]]] = {}
-        for node, asked in wanted:
-            if (node.ray_id, asked) not in self._answers:
-                questions.setdefault(node.ray_id, (node, {}))[1][asked] = None
-        pairs = [(node, list(own)) for node, own in questions.values()]
-        for (node, own), answers in zip(pairs, self._ask(pairs) if pairs else (), strict=True):
-            self._answers |= {(node.ray_id, asked): answer for asked, answer in zip(own, answers, strict=True)}
-
-    def changes(self, node: Node, asked: Question, recorded: Mapping[str, Any]) -> list[str]:
-        """Return what of a node is not as recorded."""
-        key = (node.ray_id, asked, id(recorded))
-        if key not in self._changes:
-            self.gather([(node, asked)])
-            answer = self._answers[node.ray_id, asked]
-            self._changes[key] = [f"node: {answer}"] if isinstance(answer, str) else node_changes(recorded, answer)
-        return self._changes[key]
-
-
-def answered(questions: Sequence[Question]) -> list[Answer]:
-    """Return this machine's answers."""
-    return [_answer(asked) for asked in questions]
-
-
-def _answer(asked: Question) -> Answer:
-    try:
-        found: dict[str, Any] = json.loads(json.dumps(identity(asked)))
-    except TaskError as e:
-        return str(e)
-    return found
-
-
-def ask_here(pairs: Sequence[tuple[Node, Sequence[Question]]]) -> list[list[Answer]]:
-    """Answer for this machine, which is the only node."""
-    return [answered(questions) for _, questions in pairs]
-
-
-def ask_through_ray(pairs: Sequence[tuple[Node, Sequence[Question]]]) -> list[list[Answer]]:
-    """Ask nodes of the cluster, all at the same time; where one does not answer, that is the answer."""
-    import ray
-
-    from sweep.membership import pinned
-
-    task = ray.remote(answered)
-    refs = []
-    for node, questions in pairs:
-        assert node.ray_id is not None
-        here = task.options(num_cpus=0, max_retries=0, scheduling_strategy=pinned(node.ray_id))
-        refs.append(here.remote(list(questions)))
-    ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_LIMIT_S)
-    return [_received(ref, len(questions)) for ref, (_, questions) in zip(refs, pairs, strict=True)]
-
-
-def _received(ref: Any, count: int) -> list[Answer]:
-    import ray
-
-    try:
-        found: list[Answer] = ray.get(ref, timeout=1)
-    except ray.exceptions.RayError as e:
-        return [f"it does not answer: {first_line(e)}"] * count
-    return found

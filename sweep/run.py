@@ -19,13 +19,14 @@ from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.ending import by_reason, conclude, tell_what_is_kept
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, ConfigError, first_line
+from sweep.inquiry import ask_here, ask_through_ray
 from sweep.membership import Membership
 from sweep.options import Options
 from sweep.past import Past, find
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid
 from sweep.record import new_record, now, shown
-from sweep.resume import RUNS, Decisions, State, ask_here, ask_through_ray
+from sweep.resume import RUNS, Decisions, State
 from tasks import lease
 
 if TYPE_CHECKING:

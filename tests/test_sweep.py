@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +151,15 @@ def test_a_running_cluster_is_used_and_left_running(machine, cluster):
         code, out, err = machine.run(*SMALL, "grid.storage.fs=[xfs]", "--address", cluster)
         assert (code, err) == (0, "")
         assert "1 trial: 1 valid" in out
+    more = [*SMALL, "grid.storage.fs=[xfs]", "repeats=2", "--address", cluster, "--resume"]
+    code, out, err = machine.run(*more, "--dry-run")
+    assert (code, err) == (0, "")
+    assert re.search(r"^  fs=xfs,rep=1  reuse$", out, re.MULTILINE)
+    assert re.search(r"^  fs=xfs,rep=2  run +not finished; on ", out, re.MULTILINE)
+    code, out, err = machine.run(*more)
+    assert (code, err) == (0, "")
+    assert "reused: 1 trial\n" in out
+    assert "2 trials: 2 valid" in out
     code, out, err = machine.run(*SMALL, "--address", cluster, "--dry-run")
     assert (code, err) == (0, "")
     assert f"on {os.uname().nodename}" in out
