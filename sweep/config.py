@@ -139,7 +139,7 @@ def _check_scales(source: str, scales: Any) -> None:
     """Refuse scales whose keys are none of a sweep, be they chosen or not."""
     if not isinstance(scales, dict):
         raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {shown(scales)}")
-    known = [f.name for f in fields(Definition) if f.name not in ("scale", "scales")]
+    known = [f.name for f in fields(Definition) if f.name not in ("extends", "scale", "scales")]
     for name, overlay in scales.items():
         if not isinstance(overlay, dict):
             raise ConfigError(source, f"scales.{name}", f"must hold keys of a sweep, not {shown(overlay)}")
