@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 from omegaconf import OmegaConf, errors
@@ -40,6 +41,7 @@ class Cells:
             for name in (*SECTIONS, "workload")
         }
         self._leaves: dict[tuple[int, int], Any] = {}
+        self._holders: dict[int, Any] = {}
         self._made: dict[tuple[str, Places], dict[str, Any]] = {}
         self._space: dict[Places, int] = {}
         self._checked: set[tuple[str, Places, int]] = set()
@@ -112,8 +114,9 @@ class Cells:
     def _leaf(self, place: int, value: int) -> Any:
         """Return a value of an axis as its type has it: an enum by name, a number that is one."""
         if (place, value) not in self._leaves:
-            axis = self._sweep.axes[place]
-            self._leaves[place, value] = _converted(self._sweep, axis, axis.values[value])
+            if place not in self._holders:
+                self._holders[place] = _Holder(self._sweep, self._sweep.axes[place])
+            self._leaves[place, value] = self._holders[place].converted(self._sweep.axes[place].values[value])
         return self._leaves[place, value]
 
     def _check(self, config: Mapping[str, Any], own: Mapping[str, Places]) -> None:
@@ -158,12 +161,29 @@ def _interpolates(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _converted(sweep: Sweep, axis: Axis, value: Any) -> Any:
-    section, _, below = axis.path.partition(".")
-    cls = Definition if section != "workload" else workloads.load(workload_kind(sweep.source, sweep.base)).Config
-    path, prefix = (axis.path, "") if section != "workload" else (below, "workload.")
-    nested: dict[str, Any] = {}
-    put(nested, path, value)
-    check_shape(sweep.source, cls, nested, prefix)
-    holder = OmegaConf.merge(OmegaConf.structured(cls), nested)
-    return at(OmegaConf.to_container(holder, resolve=False, enum_to_str=True), path)  # type: ignore[arg-type]
+class _Holder:
+    """Gives the values of an axis the type that its key has."""
+
+    def __init__(self, sweep: Sweep, axis: Axis) -> None:
+        section, _, below = axis.path.partition(".")
+        self._source = sweep.source
+        if section == "workload":
+            self._cls = workloads.load(workload_kind(sweep.source, sweep.base)).Config
+            self._path, self._prefix = below, "workload."
+        else:
+            self._cls, self._path, self._prefix = Definition, axis.path, ""
+        self._holder = OmegaConf.structured(self._cls)
+        self._simple = all(name.isidentifier() for name in self._path.split("."))
+
+    def converted(self, value: Any) -> Any:
+        """Return an enum by name, a number that is one; raise ConfigError or OmegaConf's error for what is neither."""
+        nested: dict[str, Any] = {}
+        put(nested, self._path, value)
+        check_shape(self._source, self._cls, nested, self._prefix)
+        if not isinstance(value, (Mapping, list)) and self._simple:
+            # In place: an axis may have very many single values, and merging takes a millisecond.
+            OmegaConf.update(self._holder, self._path, value)
+            found = OmegaConf.select(self._holder, self._path)
+            return found.name if isinstance(found, Enum) else found
+        holder = OmegaConf.merge(OmegaConf.structured(self._cls), nested)
+        return at(OmegaConf.to_container(holder, resolve=False, enum_to_str=True), self._path)  # type: ignore[arg-type]

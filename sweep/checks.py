@@ -42,7 +42,9 @@ def workload_kind(source: str, raw: Mapping[str, Any]) -> str:
     """Return the kind of a sweep's workload; raise ConfigError where it has none, or one that is not known."""
     section = raw.get("workload", {})
     if "kind" not in section:
-        raise ConfigError(source, "workload.kind", "is missing", f"one of: {', '.join(workloads.WORKLOADS)}")
+        near = difflib.get_close_matches("kind", map(str, section), 1)
+        hint = f"did you mean kind by {near[0]}? " if near else ""
+        raise ConfigError(source, "workload.kind", "is missing", f"{hint}one of: {', '.join(workloads.WORKLOADS)}")
     kind = str(section["kind"])
     if kind not in workloads.WORKLOADS:
         raise ConfigError(source, "workload.kind", f"no workload {kind!r}", nearest(kind, workloads.WORKLOADS))

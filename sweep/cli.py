@@ -164,7 +164,6 @@ def print_keys() -> None:
     print("keys of a sweep file (dots stand for nesting; those of workload, storage, trace and limits can be axes)\n")
     for path, text in documented(Definition):
         print(f"  {path}\n      {text}")
-    print("  extends\n      file, or list of files, whose keys apply where this file has none")
     for kind in workloads.WORKLOADS:
         print(f"\nworkload, kind: {kind}\n")
         for path, text in documented(workloads.load(kind).Config, "workload."):

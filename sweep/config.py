@@ -26,6 +26,9 @@ from tasks import workloads
 from tasks.files import conf_dir
 from tasks.spec import Limits, NodeWish, Storage, Trace
 
+#: A sweep file of more bytes, or of more values once its aliases are written out, is none.
+_MOST_BYTES, _MOST_VALUES = 16 << 20, 1_000_000
+
 #: More repeats or warm-ups than this are a slip of the hand, as is a longer rest than a day.
 _MOST_REPEATS, _MOST_COOLDOWN_S = 10_000, 86_400
 
@@ -136,7 +139,7 @@ def _check_scales(source: str, scales: Any) -> None:
     """Refuse scales whose keys are none of a sweep, be they chosen or not."""
     if not isinstance(scales, dict):
         raise ConfigError(source, "scales", f"must map names to keys of a sweep, not {shown(scales)}")
-    known = [f.name for f in fields(Definition) if f.name not in ("scale", "scales")]
+    known = [f.name for f in fields(Definition) if f.name not in ("extends", "scale", "scales")]
     for name, overlay in scales.items():
         if not isinstance(overlay, dict):
             raise ConfigError(source, f"scales.{name}", f"must hold keys of a sweep, not {shown(overlay)}")
@@ -248,7 +251,11 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_bytes().decode()
+        with file.open("rb") as f:
+            content = f.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(str(file), None, f"is longer than the {_MOST_BYTES >> 20} MiB a sweep file may have")
+        text = content.decode()
     except UnicodeDecodeError:
         raise ConfigError(str(file), None, "is no text file: a sweep is YAML in UTF-8") from None
     except OSError as e:
@@ -256,7 +263,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         # OmegaConf would make a mapping of a single word.
         single = isinstance(yaml.compose(text, yaml.SafeLoader), yaml.ScalarNode)
-        value = text if single else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        value = text if single else _contained(text)
     except yaml.MarkedYAMLError as e:
         at = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{file}{at}", None, f"is no valid YAML: {e.problem or e.context}") from None
@@ -269,8 +276,26 @@ def _read(file: Path) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
             raise ConfigError(str(file), str(name), "keys must be text")
+    _refuse_odd_values(str(file), value, "")
     _flatten_grids(str(file), value)
     return {str(name): setting for name, setting in value.items()}
+
+
+def _contained(text: str) -> Any:
+    """Return what YAML text holds, references left as they are; a key that is there twice is an error."""
+    return OmegaConf.to_container(OmegaConf.create(text, max_yaml_expanded_nodes=_MOST_VALUES), resolve=False)
+
+
+def _refuse_odd_values(source: str, value: Any, path: str) -> None:
+    """Refuse what YAML can hold and JSON cannot, such as binary data: no record could tell of it."""
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else ((f"[{place}]", one) for place, one in enumerate(value))
+        for name, part in parts:
+            dot = "." if path and not str(name).startswith("[") else ""
+            _refuse_odd_values(source, part, f"{path}{dot}{name}")
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        text = f"holds {type(value).__name__}; a value is text, a number, true, false, null, a list or keys"
+        raise ConfigError(source, path, text)
 
 
 def _flatten_grids(source: str, raw: dict[Any, Any]) -> None:
@@ -289,13 +314,14 @@ def _override(raw: dict[str, Any], text: str) -> None:
     path, equals, value_text = text.partition("=")
     if not equals or not path or not all(path.split(".")):
         raise ConfigError("command line", text, "is no override; write key=value, such as storage.fs=xfs")
-    if path == "extends":
+    if path.partition(".")[0] == "extends":
         raise ConfigError("command line", path, "belongs into a sweep file")
     try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {value_text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
+        value = _contained(f"value: {value_text}")["value"]
     except (yaml.YAMLError, errors.OmegaConfBaseException, ValueError) as e:
         problem = e.problem if isinstance(e, yaml.MarkedYAMLError) and e.problem else first_line(e)
         raise ConfigError("command line", path, f"{value_text!r} is no YAML value: {problem}") from None
+    _refuse_odd_values("command line", value, path)
     if match := _AXIS.fullmatch(path):
         section = section_at(raw, match[1].split(".")[:-1])
         if isinstance(axes := section.get(match[2]) or {}, dict):
@@ -515,14 +541,21 @@ def _axes(
             raise ConfigError(source, where, f"must be a list of values, not {values!r}")
         if not values:
             raise ConfigError(source, where, "has no values: an empty axis makes an empty sweep")
-        twice = [v for i, v in enumerate(values) if v in values[:i]]
-        if twice and section == "grid":
+        if section == "grid" and (twice := _twice(values)):
             raise ConfigError(source, where, f"lists {twice[0]!r} twice; set repeats for more trials of a cell")
         last = path.rsplit(".", 1)[-1]
         axes.append(
             Axis(path, path if lasts.count(last) > 1 or last in (SCENARIO, REPEAT, WARMUP) else last, tuple(values))
         )
     return tuple(axes)
+
+
+def _twice(values: Sequence[Any]) -> list[Any]:
+    """Return those of the values that stood there before."""
+    with suppress(TypeError):  # lists and keys cannot be in a set
+        if len(set(values)) == len(values):
+            return []
+    return [value for place, value in enumerate(values) if value in values[:place]]
 
 
 def _axis_paths(kind: str) -> list[str]:

@@ -35,6 +35,7 @@ class OnImpossible(Enum):
 class Definition:
     """Keys of a sweep file. `workload` holds `kind` and the keys of that workload."""
 
+    extends: Any = key(None, "file, or list of files, whose keys apply where this file has none")
     name: str = key("", "name of the sweep and of its results folder; default: the file's name")
     description: str = key("", "one sentence for the report")
     workload: dict[str, Any] = key(dict, "kind: which job a trial executes; the other keys are that job's own")

@@ -5,6 +5,10 @@ from __future__ import annotations
 EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 
+#: More of one part of a message than this is cut; a hint may be longer, for it can be a list of keys.
+_LONGEST, _LONGEST_HINT = 600, 3000
+
+
 class UserError(Exception):
     """Bad input. Its text says what, where, what would be valid, what to do.
 
@@ -22,6 +26,8 @@ class ConfigError(UserError):
 
     def __init__(self, where: str, key: str | None, problem: str, help_text: str = "") -> None:
         """Say that `key` in the file `where` has `problem`, and what to do."""
+        where, key, problem = (_printable(text, _LONGEST) for text in (where, key or "", problem))
+        help_text = _printable(help_text, _LONGEST_HINT)
         place = f"{where}: {key}" if key else where
         #: The key and what is wrong with it, in one line, for where many are listed.
         self.problem = f"{key}: {problem}" if key else problem
@@ -42,6 +48,12 @@ class PlacementError(UserError):
 
 class ClusterError(UserError):
     """The Ray cluster cannot be reached."""
+
+
+def _printable(text: str, longest: int) -> str:
+    """Return text of the user's with what a terminal would obey escaped, and what nobody would read cut out."""
+    plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return plain if len(plain) <= longest else f"{plain[: longest // 2]} ... {plain[-longest // 4 :]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -9,12 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from sweep.cells import Cells
 from sweep.code import digest, digest_of
 from sweep.definition import REPEAT, SCENARIO, WARMUP, OnImpossible, Order, Sweep
 from sweep.errors import ConfigError, ImpossibleError
+
+#: More than these are a slip of the hand: making them would take minutes and all memory.
+_MOST_CELLS = _MOST_TRIALS = 2_000_000
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -74,6 +78,7 @@ class Grid:
 
     def _expanded(self, sweep: Sweep) -> Iterator[Trial]:
         scenarios = [({SCENARIO: name}, part) for name, part in sweep.scenarios.items()]
+        _check_size(sweep)
         cells: list[_Cell] = []
         met: dict[str, Counter[str]] = {"exclude": Counter(), "only": Counter()}
         for named, part in scenarios or [({}, sweep)]:
@@ -124,6 +129,20 @@ class Grid:
             raise refused[0][1]
         self.skipped += [(words, error.problem) for words, error in refused]
         return found
+
+
+def _check_size(sweep: Sweep) -> None:
+    """Refuse more cells than anybody could mean; they would be made one by one until memory ends."""
+    for name, part in sweep.scenarios.items() or [(None, sweep)]:
+        lengths = [len(axis.values) for axis in part.axes]
+        count = prod(lengths[group[0]] for group in part.together)
+        for number, most, what in (
+            (count, _MOST_CELLS, "cells before exclude and only"),
+            (count * (part.repeats + part.warmups), _MOST_TRIALS, "trials"),
+        ):
+            if number > most:
+                key = "grid" if name is None else f"scenarios.{name}.grid"
+                raise ConfigError(sweep.source, key, f"makes {number} {what}; {most} is the most")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf, errors
@@ -32,7 +33,7 @@ def typed(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> dic
 
 def check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str) -> None:
     """Refuse unknown keys with the nearest known one, and values where a section or a list belongs."""
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for name, value in values.items():
         where = f"{prefix}{name}"
         if name not in hints:
@@ -56,6 +57,12 @@ def check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str) 
             raise ConfigError(source, where, f"must be {type_name(expected)}, not {shown(value)}")
 
 
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; long axes ask for them again and again."""
+    return get_type_hints(cls)
+
+
 def _entries(expected: Any) -> Any:
     """Return the type of a list's entries, whether or not it may be null; None for what is no list."""
     return next((get_args(k)[0] for k in (expected, *get_args(expected)) if get_origin(k) is list), None)
@@ -72,6 +79,8 @@ def _check_list(source: str, where: str, value: Any, expected: Any) -> None:
         listed = ", ".join(f'"{w}"' if set(str(w)) & set("{}[],:#<=>") else str(w) for w in words)
         raise ConfigError(source, where, f"must be a list, such as [{listed}], not {shown(value)}")
     for item in value:
+        if item == "???":
+            raise ConfigError(source, where, "holds ???, which stands where a value must be given")
         if item is None or not _fits(item, expected):
             raise ConfigError(source, where, f"holds {shown(item)}; each entry must be {type_name(expected)}")
 
@@ -88,7 +97,7 @@ def _fits(value: Any, expected: Any) -> bool:
 
 def documented(cls: type, prefix: str = "") -> list[tuple[str, str]]:
     """Return every key of a section, dotted, with type, default and meaning in one text."""
-    hints, rows = get_type_hints(cls), []
+    hints, rows = hints_of(cls), []
     for f in fields(cls):
         expected = hints[f.name]
         if is_dataclass(expected):
@@ -116,7 +125,8 @@ def type_name(expected: Any) -> str:
         return "one of " + ", ".join(m.name for m in expected)
     names: dict[Any, str] = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
     names |= {int | str: "a size such as 64MiB", int | None: "a whole number or null", str | None: "text or null"}
-    names |= {bool | None: "true, false or null"}
+    names |= {bool | None: "true, false or null", int | str | None: "a size such as 64MiB, or null"}
+    names |= {float | None: "a number or null"}
     return names.get(expected) or str(expected).replace("typing.", "")
 
 

@@ -321,7 +321,7 @@ def test_written_out_it_makes_the_same_trials(file: Any, keys: dict[str, Any], t
 
 def test_written_out_every_default_is_there(file: Any) -> None:
     written = yaml.safe_load(config.as_yaml(load(file())))
-    assert set(written) == {f.name for f in fields(Definition)} - {"scale", "scales", "scenarios"}
+    assert set(written) == {f.name for f in fields(Definition)} - {"extends", "scale", "scales", "scenarios"}
     assert set(written["workload"]) == {"kind", *(f.name for f in fields(tensor_io.Config))}
 
 
