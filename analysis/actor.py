@@ -10,7 +10,6 @@ import ray
 
 from analysis.store import RunStore
 
-
 #: Threads of the actor beside its first, by what they do.
 _THREADS = {"board": 1, "pieces": 2, "publications": 4}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from contextlib import suppress
 
 import pytest
 
@@ -72,6 +73,15 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def fill(folder):
+    """Take all that is left of a filesystem; return the file that has it."""
+    hog = folder / "hog"
+    with hog.open("wb", buffering=0) as f, suppress(OSError):
+        while True:
+            f.write(bytes(4 << 10))
+    return hog
+
+
 @pytest.fixture
 def full_store(small_disk):
     store = RunStore(str(small_disk / "s" / "run"))
@@ -113,25 +123,20 @@ def test_a_disk_that_others_fill_meanwhile(full_store, small_disk, where):
     content = os.urandom(1 << 20)
     full_store.expect("y", "k-2")
     full_store.declare("y", "k-2", [manifest("a.log", content)])
-    hog = small_disk / "hog"
-
-    def fill():
-        with hog.open("wb", buffering=0) as f, pytest.raises(OSError, match="No space"):
-            while True:
-                f.write(bytes(64 << 10))
-            f.write(b"x")
-
-    if where == "receive":
-        fill()
-    with pytest.raises(StoreFull, match=r"the disk of .* is full"):
+    if where == "publish":
         full_store.receive("y", "k-2", "a.log", 0, content)
-        fill()
-        full_store.publish("y", "k-2", {**RECORD, "slug": "y"}, [manifest("a.log", content)])
+    hog = fill(small_disk)
+    record = {**RECORD, "slug": "y"}
+    steps = {
+        "receive": lambda: full_store.receive("y", "k-2", "a.log", 0, content),
+        "publish": lambda: full_store.publish("y", "k-2", record, [manifest("a.log", content)]),
+    }
+    with pytest.raises(StoreFull, match=r"the disk of .* is full"):
+        steps[where]()
     assert [trial.slug for trial in check_readable(small_disk / "s" / "run", {1})] == ["x"]
     hog.unlink()
-    send_to = [manifest("a.log", content)]
-    full_store.receive("y", "k-2", "a.log", 0, content)
-    full_store.publish("y", "k-2", {**RECORD, "slug": "y"}, send_to)
+    for step in steps.values():
+        step()
     full_store.finish({"state": "finished"})
     assert sorted(trial.slug for trial in load_run(small_disk / "s" / "run").published) == ["x", "y"]
 
@@ -140,13 +145,11 @@ def test_a_disk_that_others_fill_meanwhile(full_store, small_disk, where):
 def test_a_full_disk_at_the_end_is_told_and_the_record_is_the_old_one(full_store, small_disk):
     publish(full_store, "k-1", FILES)
     run = small_disk / "s" / "run"
-    with (small_disk / "hog").open("wb", buffering=0) as f, pytest.raises(OSError, match="No space"):
-        while True:
-            f.write(bytes(4 << 10))
+    hog = fill(small_disk)
     with pytest.raises(StoreFull):
         full_store.finish({"state": "finished", "more": "x" * (1 << 20)})
     assert "state" not in load_run(run).record
-    (small_disk / "hog").unlink()
+    hog.unlink()
     again = RunStore(str(run))
     again.resume({}, "name: s\n", [])
     assert [trial.slug for trial in load_run(run).published] == ["x"]
