@@ -15,6 +15,7 @@ from sweep.cells import Cells
 from sweep.code import digest, digest_of
 from sweep.definition import REPEAT, SCENARIO, WARMUP, OnImpossible, Order, Sweep
 from sweep.errors import ConfigError, ImpossibleError
+from tasks.secrets import hidden
 
 #: Text that needs no quotes in a trial's id.
 _PLAIN = re.compile(r'[^,="\[\]{}\x00-\x1f\x7f]+')
@@ -37,7 +38,7 @@ class Trial:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The half of the trial's identity that the plan knows: its configuration and the code that runs it."""
-        return {"plan": {"config": digest(self.config), "code": digest_of(self.config)}}
+        return {"plan": {"config": digest(hidden(self.config)), "code": digest_of(self.config)}}
 
 
 class Grid:

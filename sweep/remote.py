@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from analysis.errors import AnalysisError
 from sweep.code import code_hash
 from sweep.membership import pinned
 from sweep.placement import Placement
@@ -68,7 +69,7 @@ def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
 
 def deliver(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:
     """Send an attempt's files and record to `actor`, and wait until they are published."""
-    ray.get(actor.declare.remote(spec.slug, spec.token, outcome.files))
+    _answer(actor.declare.remote(spec.slug, spec.token, outcome.files))
     under_way: deque[Any] = deque()
     for file in outcome.files:
         for offset, piece in _pieces(outcome.folder / file["name"]):
@@ -85,7 +86,15 @@ def _wait(answer: Any, announce: Callable[[str], None], text: str) -> None:
     """Wait for an answer of the actor, saying meanwhile that the attempt lives."""
     while not ray.wait([answer], timeout=_SIGN_OF_LIFE_S)[0]:
         announce(text)
-    ray.get(answer)
+    _answer(answer)
+
+
+def _answer(reference: Any) -> Any:
+    """Return an answer of the actor; raise what it refused as it said it, AnalysisError, and not as Ray wraps it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as e:
+        raise (e.cause if isinstance(e.cause, AnalysisError) else e) from None
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:

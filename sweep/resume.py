@@ -21,6 +21,7 @@ from sweep.plan import Grid, Trial, plan_entry
 from sweep.progress import counted
 from tasks.errors import TaskError
 from tasks.identity import Question, identity, question
+from tasks.secrets import hidden
 
 #: What one message lists at most: fields of one trial, and reasons of all.
 _MOST_FIELDS, _MOST_REASONS = 4, 20
@@ -117,7 +118,7 @@ class Decisions:
     def _config(self, trial: Trial, placement: Placement) -> Mapping[str, Any]:
         """Return the configuration as a record would have it, JSON and all."""
         if id(trial.config) not in self._configs:
-            self._configs[id(trial.config)] = json.loads(json.dumps(trial.config))
+            self._configs[id(trial.config)] = json.loads(json.dumps(hidden(trial.config)))
         return placement.definite(self._configs[id(trial.config)])
 
     def _question(self, trial: Trial) -> Question:
