@@ -61,7 +61,7 @@ class RunStore:
         self._published: dict[str, str] = {}
         self._closed = False
         self._summary = summary.Growing(self._path / "summary.parquet")
-        self._lock, self._large = threading.RLock(), threading.Lock()
+        self._guard, self._large = threading.RLock(), threading.Lock()
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
@@ -103,7 +103,7 @@ class RunStore:
     def _hold(self) -> None:
         """Be the only process that writes to the run, as long as this one lives."""
         try:
-            self._held = locked(self._path / STORE_LOCK)
+            self._lock = locked(self._path / STORE_LOCK)
         except BlockingIOError:
             raise AnalysisError(f"{self._path}: another process writes to this run") from None
 
@@ -130,7 +130,7 @@ class RunStore:
         """Let the attempt `token`, and no earlier one, write to the trial `slug`."""
         if not (_SLUG.fullmatch(slug) and _SLUG.fullmatch(token)):
             raise AnalysisError(f"{slug!r} or {token!r} cannot name a folder")
-        with self._lock:
+        with self._guard:
             given_up = self._attempts.get(slug)
             self._attempts[slug] = token
             self._incoming.pop(slug, None)
@@ -143,7 +143,7 @@ class RunStore:
         Raises StoreFull where the disk has no room for them, AnalysisError where they cannot be a trial's.
         """
         told = checked_files(slug, files)
-        with self._lock:
+        with self._guard:
             self._check_token(slug, token)
             incoming = self._incoming.get(slug) or _Incoming(token, told)
             if incoming.files != told:
@@ -157,7 +157,7 @@ class RunStore:
 
     def receive(self, slug: str, token: str, name: str, offset: int, piece: bytes) -> None:
         """Write one piece of a declared file; pieces may come in any order, and twice."""
-        with self._lock:
+        with self._guard:
             self._check_token(slug, token)
             incoming = self._incoming.get(slug)
             file = incoming.files.get(name) if incoming else None
@@ -173,7 +173,7 @@ class RunStore:
                     written += os.pwrite(handle, memoryview(piece)[written:], offset + written)
             finally:
                 os.close(handle)
-        with self._lock:
+        with self._guard:
             incoming.received_bytes = min(incoming.received_bytes + len(piece), incoming.size_bytes)
 
     def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
@@ -199,7 +199,7 @@ class RunStore:
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:
         """Return the record that the attempt `token` published of the trial `slug`, or None where it did not."""
-        with self._lock:
+        with self._guard:
             if self._published.get(slug) != token:
                 return None
             record: dict[str, Any] = json.loads((self._path / "trials" / slug / "trial.json").read_text())
@@ -207,7 +207,7 @@ class RunStore:
 
     def finish(self, fields: Mapping[str, Any]) -> None:
         """Close the run: drop what never became a trial, complete the summary, set fields of `run.json`."""
-        with self._lock:
+        with self._guard:
             self._closed = True
             shutil.rmtree(self._path / "incoming", ignore_errors=True)
         try:
@@ -223,7 +223,7 @@ class RunStore:
 
     def _make_final(self, slug: str, token: str, folder: Path, final: Path) -> None:
         """Give a trial's folder its place, in one step, unless the attempt was given up meanwhile."""
-        with self._lock:
+        with self._guard:
             self._check_token(slug, token)
             if final.exists():
                 known = self._published.get(slug)
@@ -244,7 +244,7 @@ class RunStore:
         with contextlib.suppress(Exception):
             with self._large if size_bytes > _LARGE_BYTES else contextlib.nullcontext():
                 rows = summary.summary_rows(load_trial(final))
-            with self._lock:
+            with self._guard:
                 if self._published.get(slug) == token:
                     self._summary.add(slug, rows)
 

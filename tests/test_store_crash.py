@@ -87,7 +87,7 @@ def full_store(small_disk):
     store = RunStore(str(small_disk / "s" / "run"))
     store.create({"sweep": "s", "schema_version": 1, "plan": []}, "name: s\n")
     yield store
-    store._held.close()
+    store._lock.close()
 
 
 @pytest.mark.root
@@ -151,8 +151,8 @@ def test_a_full_disk_at_the_end_is_told_and_the_record_is_the_old_one(full_store
         full_store.finish({"state": "finished", "more": "x" * (1 << 20)})
     assert "state" not in load_run(run).record
     hog.unlink()
-    full_store._held.close()
+    full_store._lock.close()
     again = RunStore(str(run))
     again.resume({}, "name: s\n", [])
-    again._held.close()
+    again._lock.close()
     assert [trial.slug for trial in load_run(run).published] == ["x"]
