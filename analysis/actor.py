@@ -10,9 +10,13 @@ import ray
 
 from analysis.store import RunStore
 
+#: Threads of the actor beside its first, by what they do.
+_THREADS = {"board": 1, "pieces": 2, "publications": 4}
+
 
 class AnalysisActor:
-    """One run's data, one call at a time; the board has a thread of its own, so that progress never waits."""
+    """One run's data. Pieces come, and trials are published, on threads of their own, and so is the board: neither a
+    long analysis nor a slow disk keeps other nodes waiting."""
 
     def __init__(self, path: str) -> None:
         """Hold the run in the folder `path` of the head node."""
@@ -35,10 +39,16 @@ class AnalysisActor:
         """See `RunStore.expect`."""
         self._store.expect(slug, token)
 
+    def declare(self, slug: str, token: str, files: Sequence[Mapping[str, Any]]) -> None:
+        """See `RunStore.declare`."""
+        self._store.declare(slug, token, files)
+
+    @ray.method(concurrency_group="pieces")  # type: ignore[untyped-decorator]
     def receive(self, slug: str, token: str, name: str, offset: int, piece: bytes) -> None:
         """See `RunStore.receive`."""
         self._store.receive(slug, token, name, offset, piece)
 
+    @ray.method(concurrency_group="publications")  # type: ignore[untyped-decorator]
     def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
         """See `RunStore.publish`."""
         self._store.publish(slug, token, record, files)
@@ -70,6 +80,6 @@ class AnalysisActor:
 
 def start(path: str) -> Any:
     """Start the actor of one run on the head node and return its handle."""
-    remote = ray.remote(concurrency_groups={"board": 1})(AnalysisActor)
+    remote = ray.remote(concurrency_groups=_THREADS)(AnalysisActor)
     head = {"node:__internal_head__": 0.001}
     return remote.options(num_cpus=0, resources=head, max_restarts=0, max_task_retries=0).remote(path)

@@ -15,6 +15,10 @@ class AnalysisError(Exception):
     """A folder, file or request of the user that the analysis cannot work with."""
 
 
+class StoreFull(AnalysisError):
+    """The disk of the results has no room for a trial: the run cannot go on, what is published is kept."""
+
+
 class CannotDraw(AnalysisError):
     """A figure that this data rules out; the message is the reason, as the report shows it."""
 

@@ -16,8 +16,11 @@ DRIVER_LOCK, STORE_LOCK = "driver.lock", "store.lock"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; it takes the name `path` when the block ends well."""
+def replacing(path: Path, *, durably: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; it takes the name `path` when the block ends well.
+
+    `durably`: after a power cut too there is the old content or the new, never none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     os.close(handle)
@@ -25,15 +28,28 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        if durably:
+            sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if durably:
+        sync(path.parent)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, durably: bool = False) -> None:
     """Write `content` to `path` atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, durably=durably) as temporary:
         temporary.write_bytes(content)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on their drive."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def locked(path: Path, content: str = "", wait_s: float = 0.0) -> IO[str]:

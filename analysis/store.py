@@ -2,64 +2,99 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import errno
 import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis import profile, summary
 from analysis.drawing import draw_run
-from analysis.errors import AnalysisError
-from analysis.files import STORE_LOCK, locked, write_bytes
+from analysis.errors import AnalysisError, StoreFull
+from analysis.files import STORE_LOCK, locked, sync, write_bytes
+from analysis.intake import check_nothing_else, checked_files, record_text, verify
 from analysis.run import load_run, load_trial
+from analysis.units import bytes_text
 
-#: What a node may call a file of a trial; anything else could leave the run's folder.
-_FILE_NAME = re.compile(r"(logs/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: What may name the folder of a trial or of an attempt.
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+
+#: Room that trials leave on the disk of the results: for the run's own record, its summary and its figures.
+_RESERVE_BYTES = 32 << 20
+
+#: A trial with more than this is analysed while no other such trial is: what that takes in memory is one's.
+_LARGE_BYTES = 8 << 20
+
+
+@dataclass
+class _Incoming:
+    """What the attempt `token` said that it would send, by name, and how many bytes of it have come."""
+
+    token: str
+    files: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    received_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file["size_bytes"] for file in self.files.values())
 
 
 class RunStore:
-    """One run on disk, as DESIGN has it. Only the attempt announced last may write to a trial."""
+    """One run on disk, as DESIGN has it. Only the attempt announced last may write to a trial.
+
+    Pieces and publications may come from several threads at once; one trial's come from one at a time.
+    """
 
     def __init__(self, path: str) -> None:
         """Hold the run in the folder `path`, which `create` makes."""
         self._path = Path(path)
         self._record: dict[str, Any] = {}
         self._attempts: dict[str, str] = {}
+        self._incoming: dict[str, _Incoming] = {}
         self._published: dict[str, str] = {}
+        self._closed = False
         self._summary = summary.Growing(self._path / "summary.parquet")
+        self._guard, self._large = threading.RLock(), threading.Lock()
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
         """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
         (self._path / "trials").mkdir(parents=True)
+        (self._path / "incoming").mkdir()
         self._hold()
-        write_bytes(self._path / "sweep.yaml", sweep_yaml.encode())
+        with self._telling_when_full():
+            write_bytes(self._path / "sweep.yaml", sweep_yaml.encode(), durably=True)
         self.update(record)
         link = self._path.parent / "latest"
         if link.is_symlink() or not link.exists():
             temporary = self._path.parent / f".latest-{self._path.name}"
             temporary.symlink_to(self._path.name)
             temporary.replace(link)
+        for folder in (self._path, self._path.parent, self._path.parent.parent):
+            sync(folder)
 
     def resume(self, fields: Mapping[str, Any], sweep_yaml: str, again: Sequence[str]) -> None:
         """Go on with a run that is there: set fields of `run.json`, and move aside the trials `again`, by slug.
 
-        They and the `sweep.yaml` that they were made by are kept in `superseded/`.
+        They and the `sweep.yaml` that they were made by are kept in `superseded/`. What an actor that was killed left
+        half is removed.
         """
         self._hold()
-        shutil.rmtree(self._path / "incoming", ignore_errors=True)
+        self._clear_leftovers()
         self._record = load_run(self._path).record
         before = self._path / "sweep.yaml"
         if before.is_file() and before.read_text() != sweep_yaml:
             before.rename(self._superseded("sweep.yaml"))
-        write_bytes(before, sweep_yaml.encode())
-        for table in ("summary.parquet", profile.FILE):
-            summary.forget(self._path / table, again)
+        with self._telling_when_full():
+            write_bytes(before, sweep_yaml.encode(), durably=True)
+            for table in ("summary.parquet", profile.FILE):
+                summary.forget(self._path / table, again)
         for slug in again:
             if (folder := self._path / "trials" / slug).exists():
                 folder.rename(self._superseded(slug))
@@ -72,6 +107,13 @@ class RunStore:
         except BlockingIOError:
             raise AnalysisError(f"{self._path}: another process writes to this run") from None
 
+    def _clear_leftovers(self) -> None:
+        shutil.rmtree(self._path / "incoming", ignore_errors=True)
+        (self._path / "incoming").mkdir(exist_ok=True)
+        for name in ("run.json", "sweep.yaml", "summary.parquet", profile.FILE):
+            for left in self._path.glob(f".{name}.*"):
+                left.unlink()
+
     def _superseded(self, name: str) -> Path:
         """Return where something of that name goes that is not the run's any more; nothing there is replaced."""
         folder = self._path / "superseded"
@@ -81,91 +123,158 @@ class RunStore:
     def update(self, fields: Mapping[str, Any]) -> None:
         """Set fields of `run.json`."""
         self._record |= fields
-        write_bytes(self._path / "run.json", json.dumps(self._record, indent=1).encode())
+        with self._telling_when_full():
+            write_bytes(self._path / "run.json", json.dumps(self._record, indent=1).encode(), durably=True)
 
     def expect(self, slug: str, token: str) -> None:
         """Let the attempt `token`, and no earlier one, write to the trial `slug`."""
         if not (_SLUG.fullmatch(slug) and _SLUG.fullmatch(token)):
             raise AnalysisError(f"{slug!r} or {token!r} cannot name a folder")
-        self._attempts[slug] = token
+        with self._guard:
+            given_up = self._attempts.get(slug)
+            self._attempts[slug] = token
+            self._incoming.pop(slug, None)
+        if given_up:
+            shutil.rmtree(self._folder(slug, given_up), ignore_errors=True)
+
+    def declare(self, slug: str, token: str, files: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of the files that an attempt is about to send: name, size_bytes and sha256 as the node saw them.
+
+        Raises StoreFull where the disk has no room for them, AnalysisError where they cannot be a trial's.
+        """
+        told = checked_files(slug, files)
+        with self._guard:
+            self._check_token(slug, token)
+            incoming = self._incoming.get(slug) or _Incoming(token, told)
+            if incoming.files != told:
+                raise AnalysisError(f"{slug}: other files than those that the attempt said it would send")
+            others = [one for name, one in self._incoming.items() if name != slug]
+            self._check_room(slug, incoming, sum(one.size_bytes - one.received_bytes for one in others))
+            self._incoming[slug] = incoming
+        with self._telling_when_full():
+            folder = self._folder(slug, token)
+            (folder / "logs" if any("/" in name for name in told) else folder).mkdir(parents=True, exist_ok=True)
 
     def receive(self, slug: str, token: str, name: str, offset: int, piece: bytes) -> None:
-        """Write one piece of a trial's file; pieces of a file come in order, and a piece may come twice."""
-        path = self._incoming(slug, token) / _checked(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if path.exists() else "wb") as f:
-            if f.seek(0, os.SEEK_END) < offset:
-                raise AnalysisError(f"{slug}: {name} lacks the bytes before {offset}")
-            f.seek(offset)
-            f.truncate()
-            f.write(piece)
+        """Write one piece of a declared file; pieces may come in any order, and twice."""
+        with self._guard:
+            self._check_token(slug, token)
+            incoming = self._incoming.get(slug)
+            file = incoming.files.get(name) if incoming else None
+        if incoming is None or file is None:
+            raise AnalysisError(f"{slug}: {name!r} is no file that the attempt said it would send")
+        if offset < 0 or offset + len(piece) > file["size_bytes"]:
+            raise AnalysisError(f"{slug}: {name} has {file['size_bytes']} bytes, and none at {offset + len(piece)}")
+        with self._telling_when_full():
+            handle = os.open(self._folder(slug, token) / name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                written = 0
+                while written < len(piece):
+                    written += os.pwrite(handle, memoryview(piece)[written:], offset + written)
+            finally:
+                os.close(handle)
+        with self._guard:
+            incoming.received_bytes = min(incoming.received_bytes + len(piece), incoming.size_bytes)
 
     def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
-        """Check the received files, publish the trial, refresh the summary.
+        """Check the received files, publish the trial, take its rows into the summary.
 
-        `files` lists name, size_bytes and sha256 as the node saw them. The folder appears at once, with `trial.json`
-        the last file in it; what an earlier attempt published moves to `superseded/`.
+        The folder appears at once, with `trial.json` in it; what an earlier attempt published moves to `superseded/`.
         """
-        folder = self._incoming(slug, token)
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            _verify(folder / _checked(file["name"]), file)
-        write_bytes(folder / "trial.json", json.dumps(record, indent=1).encode())
-        for path in (folder / "trial.json", *(folder / file["name"] for file in files), folder):
-            _sync(path)
-        final = self._path / "trials" / slug
-        if final.exists():
-            old = self._path / "superseded" / f"{slug}-{self._published.get(slug, 'earlier')}"
-            old.parent.mkdir(exist_ok=True)
-            final.rename(old)
-        folder.rename(final)
-        _sync(final.parent)
-        self._published[slug] = token
+        text = record_text(slug, record)
+        self.declare(slug, token, files)
+        folder, final = self._folder(slug, token), self._path / "trials" / slug
+        with self._telling_when_full():
+            for file in files:
+                verify(folder / file["name"], file)
+            check_nothing_else(folder, [file["name"] for file in files])
+            write_bytes(folder / "trial.json", text)
+            for path in (*(folder / file["name"] for file in files), folder / "trial.json"):
+                sync(path)
+            for path in {(folder / file["name"]).parent for file in files} | {folder}:
+                sync(path)
+            self._make_final(slug, token, folder, final)
         if not record.get("warmup"):
-            self._summary.add(slug, summary.summary_rows(load_trial(final)))
+            self._add_to_summary(slug, token, final, sum(file["size_bytes"] for file in files))
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:
         """Return the record that the attempt `token` published of the trial `slug`, or None where it did not."""
-        if self._published.get(slug) != token:
-            return None
-        record: dict[str, Any] = json.loads((self._path / "trials" / slug / "trial.json").read_text())
-        return record
+        with self._guard:
+            if self._published.get(slug) != token:
+                return None
+            record: dict[str, Any] = json.loads((self._path / "trials" / slug / "trial.json").read_text())
+            return record
 
     def finish(self, fields: Mapping[str, Any]) -> None:
         """Close the run: drop what never became a trial, complete the summary, set fields of `run.json`."""
-        shutil.rmtree(self._path / "incoming", ignore_errors=True)
-        self._summary.write()
-        self.update(fields)
+        with self._guard:
+            self._closed = True
+            shutil.rmtree(self._path / "incoming", ignore_errors=True)
+        try:
+            with self._telling_when_full():
+                self._summary.write()
+        finally:
+            self.update(fields)
 
     def draw(self) -> dict[str, Any]:
         """Draw figures and report; see `analysis.drawing.draw_run`."""
-        return draw_run(self._path)
+        with self._telling_when_full():
+            return draw_run(self._path)
 
-    def _incoming(self, slug: str, token: str) -> Path:
-        if self._attempts.get(slug) != token:
-            raise AnalysisError(f"{slug}: attempt {token} was given up; its data are not taken any more")
+    def _make_final(self, slug: str, token: str, folder: Path, final: Path) -> None:
+        """Give a trial's folder its place, in one step, unless the attempt was given up meanwhile."""
+        with self._guard:
+            self._check_token(slug, token)
+            if final.exists():
+                known = self._published.get(slug)
+                old = self._path / "superseded" / f"{slug}-{known}" if known else self._superseded(slug)
+                old.parent.mkdir(exist_ok=True)
+                final.rename(old)
+                sync(old.parent)
+            folder.rename(final)
+            sync(final.parent)
+            self._published[slug] = token
+            del self._incoming[slug]
+
+    def _add_to_summary(self, slug: str, token: str, final: Path, size_bytes: int) -> None:
+        """Take the rows of a published trial into the summary.
+
+        Trouble with it is no trouble of the trial: whoever reads the summary computes what it lacks, and meets it.
+        """
+        with contextlib.suppress(Exception):
+            with self._large if size_bytes > _LARGE_BYTES else contextlib.nullcontext():
+                rows = summary.summary_rows(load_trial(final))
+            with self._guard:
+                if self._published.get(slug) == token:
+                    self._summary.add(slug, rows)
+
+    def _folder(self, slug: str, token: str) -> Path:
         return self._path / "incoming" / f"{slug}-{token}"
 
+    def _check_token(self, slug: str, token: str) -> None:
+        if self._attempts.get(slug) != token:
+            raise AnalysisError(f"{slug}: attempt {token} was given up; its data are not taken any more")
+        if self._closed:
+            raise AnalysisError(f"{slug}: the run has ended; nothing is taken any more")
 
-def _checked(name: str) -> str:
-    if not _FILE_NAME.fullmatch(name):
-        raise AnalysisError(f"{name!r} is no file name of a trial")
-    return name
+    def _check_room(self, slug: str, incoming: _Incoming, promised_bytes: int) -> None:
+        """Refuse a trial that the disk has no room for beside what others are sending (`promised_bytes`)."""
+        needed = incoming.size_bytes - incoming.received_bytes
+        free = shutil.disk_usage(self._path).free
+        if needed + promised_bytes + _RESERVE_BYTES > free:
+            others = f" and the trials that others send {bytes_text(promised_bytes)}" if promised_bytes else ""
+            raise StoreFull(
+                f"the disk of {self._path} is full: {bytes_text(free)} are free, {slug} needs {bytes_text(needed)}"
+                f"{others}, and {bytes_text(_RESERVE_BYTES)} stay free for the run's own files"
+            )
 
-
-def _verify(path: Path, file: Mapping[str, Any]) -> None:
-    if not path.exists() and not file["size_bytes"]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    with path.open("rb") as f:
-        same = hashlib.file_digest(f, "sha256").hexdigest() == file["sha256"]
-    if not same:
-        raise AnalysisError(f"{file['name']} arrived damaged: its SHA-256 is not the node's")
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    @contextlib.contextmanager
+    def _telling_when_full(self) -> Iterator[None]:
+        """Turn the kernel's word of a full disk into StoreFull."""
+        try:
+            yield
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            free = bytes_text(shutil.disk_usage(self._path).free)
+            raise StoreFull(f"the disk of {self._path} is full ({e.strerror}; {free} are free)") from None

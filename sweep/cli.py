@@ -21,6 +21,7 @@ from sweep.selection import Selection
 from sweep.values import documented
 from tasks import workloads
 from tasks.errors import TaskError
+from tasks.text import printable
 
 _DESCRIPTION = """\
 Run a sweep: every combination of its axes, each repeat a trial under a block-layer tracer, on nodes that really have
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_intermixed_args(arguments)
         return _run(args, arguments)
     except (UserError, TaskError) as e:
-        print(f"sweep: {e}", file=sys.stderr)
+        print(printable(f"sweep: {e}"), file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)

@@ -20,6 +20,7 @@ from sweep.cells import Cells
 from sweep.checks import interpolated, workload_kind
 from sweep.definition import REPEAT, SCENARIO, SECTIONS, WARMUP, Axis, Definition, OnImpossible, Order, Sweep
 from sweep.errors import ConfigError, ImpossibleError, first_line
+from sweep.exposure import references, refuse_exposed
 from sweep.trees import copied, flattened, merged_over, put, section_at
 from sweep.values import check_shape, documented, nearest, shown, typed
 from tasks import workloads
@@ -408,6 +409,7 @@ def _checked_cells(
 
     `inherited` are the axes that come from below a scenario, `known` what conditions may name in any scenario.
     """
+    refuse_exposed(source, raw)
     names = known or _axis_values([raw])
     grid, groups = _pop_grid(source, raw), _pop_zip(source, raw)
     check_shape(source, Definition, raw, "")
@@ -584,7 +586,7 @@ def as_yaml(sweep: Sweep) -> str:
         value |= _cells_of(sweep)
     value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
     value |= {"cooldown_s": sweep.cooldown_s, "on_impossible": sweep.on_impossible.name}
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(references(value), sort_keys=False, allow_unicode=True)
     return text
 
 

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweep.exposure import without_secret
 from sweep.selection import Selection
 
 
@@ -26,4 +27,4 @@ class Options:
     def again(self) -> str:
         """Return the command that goes on with this run where it stops."""
         more = [] if self.resume else ["--resume"]
-        return shlex.join(["python", "-m", "sweep", *self.argv, *more])
+        return shlex.join(["python", "-m", "sweep", *map(without_secret, self.argv), *more])

@@ -16,6 +16,7 @@ from sweep.cells import Cells
 from sweep.code import digest, digest_of
 from sweep.definition import REPEAT, SCENARIO, WARMUP, OnImpossible, Order, Sweep
 from sweep.errors import ConfigError, ImpossibleError
+from tasks.secrets import hidden
 
 #: More than these are a slip of the hand: making them would take minutes and all memory.
 _MOST_CELLS = _MOST_TRIALS = 2_000_000
@@ -41,7 +42,7 @@ class Trial:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The half of the trial's identity that the plan knows: its configuration and the code that runs it."""
-        return {"plan": {"config": digest(self.config), "code": digest_of(self.config)}}
+        return {"plan": {"config": digest(hidden(self.config)), "code": digest_of(self.config)}}
 
 
 class Grid:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from tasks.text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -65,7 +67,7 @@ class Lines:
 
     def _print(self, text: str) -> None:
         with suppress(OSError):  # whoever read it is gone; the sweep is not
-            print(f"[{_clock(time.monotonic() - self._begun)}] {text}", file=self._out, flush=True)
+            print(f"[{_clock(time.monotonic() - self._begun)}] {printable(text)}", file=self._out, flush=True)
 
     def started(self, identity: str, where: str, attempt: int) -> None:
         """Print which trial runs where."""
@@ -115,9 +117,10 @@ class Live:
         counts = ", ".join(f"{states.count(s)} {s}" for s in _MARKS if s in states or s == "valid")
         table = Table.grid(padding=(0, 2))
         head = f"{len(states)}/{self._total} trials: {counts}, {len(self._running)} running"
-        table.add_row(Text(head, "bold"), Text(_clock(now - self._begun)), Text(self._note))
+        table.add_row(Text(head, "bold"), Text(_clock(now - self._begun)), Text(printable(self._note)))
         for identity, (where, phase, since) in self._running.items():
-            table.add_row(Text(f"  {identity} on {where}"), Text(_clock(now - since)), Text(phase, "cyan"))
+            trial, doing = printable(f"  {identity} on {where}"), printable(phase)
+            table.add_row(Text(trial), Text(_clock(now - since)), Text(doing, "cyan"))
         return table
 
     def started(self, identity: str, where: str, attempt: int) -> None:
@@ -141,9 +144,9 @@ class Live:
             self._ended[identity] = state
         style = {"valid": "green", "invalid": "yellow", "failed": "red"}[state]
         first, *rest = _result_lines(identity, state, reasons, log_tail, again)
-        self._console.print(Text(f"{first}  {_clock(time.monotonic() - since)}", style))
+        self._console.print(Text(f"{printable(first)}  {_clock(time.monotonic() - since)}", style))
         for line in rest:
-            self._console.print(Text(line))
+            self._console.print(Text(printable(line)))
 
     def say(self, text: str) -> None:
         """Show `text` beside the counts."""
@@ -153,7 +156,7 @@ class Live:
         """Print `text` above the running trials."""
         from rich.text import Text
 
-        self._console.print(Text(text))
+        self._console.print(Text(printable(text)))
 
 
 @contextmanager

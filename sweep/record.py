@@ -15,6 +15,7 @@ from analysis.schema import SCHEMA_VERSION
 from sweep import __version__
 from sweep.code import table_of
 from sweep.definition import Sweep
+from sweep.exposure import without_secret
 from sweep.options import Options
 from sweep.placement import Node
 from sweep.plan import Grid, plan_entry
@@ -29,7 +30,7 @@ def new_record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], op
         "sweep": sweep.name,
         "run_id": folder.name,
         "description": sweep.description,
-        "argv": ["python", "-m", "sweep", *options.argv],
+        "argv": ["python", "-m", "sweep", *map(without_secret, options.argv)],
         "started": now(),
         "ended": None,
         "state": "running",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import ray
 
+from analysis.errors import AnalysisError
 from sweep.code import code_hash
 from sweep.membership import pinned
 from sweep.placement import Placement
@@ -68,23 +70,38 @@ def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
     for problem in lease.reap():
         announce(f"an earlier attempt's leftover cannot be removed: {problem}")
     with launched(spec, announce) as outcome:
-        _send(spec, outcome, actor, announce)
-        published = actor.publish.remote(spec.slug, spec.token, outcome.record, outcome.files)
-        while not ray.wait([published], timeout=_SIGN_OF_LIFE_S)[0]:
-            announce("analysis")
-        ray.get(published)
+        deliver(spec, outcome, actor, announce)
         return {"record": outcome.record, "log_tail": outcome.log_tail}
 
 
-def _send(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:
-    under_way: list[Any] = []
+def deliver(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:
+    """Send an attempt's files and record to `actor`, and wait until they are published."""
+    _answer(actor.declare.remote(spec.slug, spec.token, outcome.files))
+    under_way: deque[Any] = deque()
     for file in outcome.files:
         for offset, piece in _pieces(outcome.folder / file["name"]):
             announce("sending the trace")
             if len(under_way) >= _PIECES_UNDER_WAY:
-                ray.get(under_way.pop(0))
+                _wait(under_way.popleft(), announce, "sending the trace")
             under_way.append(actor.receive.remote(spec.slug, spec.token, file["name"], offset, piece))
-    ray.get(under_way)
+    while under_way:
+        _wait(under_way.popleft(), announce, "sending the trace")
+    _wait(actor.publish.remote(spec.slug, spec.token, outcome.record, outcome.files), announce, "analysis")
+
+
+def _wait(answer: Any, announce: Callable[[str], None], text: str) -> None:
+    """Wait for an answer of the actor, saying meanwhile that the attempt lives."""
+    while not ray.wait([answer], timeout=_SIGN_OF_LIFE_S)[0]:
+        announce(text)
+    _answer(answer)
+
+
+def _answer(reference: Any) -> Any:
+    """Return an answer of the actor; raise what it refused as it said it, AnalysisError, and not as Ray wraps it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as e:
+        raise (e.cause if isinstance(e.cause, AnalysisError) else e) from None
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -21,6 +21,7 @@ from sweep.placement import Placement, Placements, few
 from sweep.plan import Grid, Trial, plan_entry
 from sweep.progress import counted
 from tasks.identity import Question, question
+from tasks.secrets import hidden
 
 #: What one message lists at most: fields of one trial, and reasons of all.
 _MOST_FIELDS, _MOST_REASONS = 4, 20
@@ -62,7 +63,7 @@ class _Case:
     def __init__(self, trial: Trial, there: _There) -> None:
         self.there = there
         # As a record would have it, JSON and all.
-        self.config: Mapping[str, Any] = json.loads(json.dumps(trial.config))
+        self.config: Mapping[str, Any] = json.loads(json.dumps(hidden(trial.config)))
         self._trial = trial
 
     @cached_property

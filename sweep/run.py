@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.errors import StoreFull
 from sweep import cluster, head, interrupt, lock, progress, session
 from sweep.config import as_yaml
 from sweep.definition import Sweep
@@ -148,9 +149,9 @@ class _Run:
             view.say("interrupted")
             self._tell_what_is_kept("interrupted", scheduler)
             return EXIT_INTERRUPTED
-        except ray.exceptions.RayError as e:
+        except (ray.exceptions.RayError, StoreFull) as e:
             _stop(scheduler, actor, "broken")
-            self._tell_what_is_kept(f"stopped: {first_line(e)}", scheduler)
+            self._tell_what_is_kept(f"stopped: {first_line(getattr(e, 'cause', None) or e)}", scheduler)
             return EXIT_TRIALS
 
     def _watch(self, scheduler: Scheduler) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from analysis.errors import StoreFull
 from sweep.backlog import Backlog, NodeId, Waiting
 from sweep.errors import first_line
 from sweep.health import STREAK, Health
@@ -206,7 +207,7 @@ class Scheduler:
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, ray.exceptions.RayActorError):
+            if isinstance(e.cause, (ray.exceptions.RayActorError, StoreFull)):
                 raise e.cause from None  # nothing can be published any more
             self._fail(running, first_line(e.cause or e))
         except ray.exceptions.WorkerCrashedError:

@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from analysis.schema import SCHEMA_VERSION
-from tasks import calibration, ceiling, cost, identity, interpreter, machine, phases, provenance, tracers, workloads
+from tasks import (
+    calibration,
+    ceiling,
+    cost,
+    identity,
+    interpreter,
+    machine,
+    phases,
+    provenance,
+    secrets,
+    tracers,
+    workloads,
+)
 from tasks.bystanders import Bystanders, listed
 from tasks.cgroup import MemoryLimit, memory_limited
 from tasks.device import QUIET_S, boot_id, check_traceable, leaf_drives
@@ -74,7 +86,15 @@ def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, An
         (spool / "logs" / "trial.log").write_text(traceback.format_exc())
         _fail(record, f"{type(e).__name__}: {e} (see logs/trial.log)")
     record["ended"] = _utc_now()
-    return record
+    return _without_secrets(record, spool, secrets.of_trial(spec.config))
+
+
+def _without_secrets(record: dict[str, Any], spool: Path, hides: secrets.Redactor) -> dict[str, Any]:
+    """Return the record of a trial, and leave its logs, without secrets; what says which trial it is stays."""
+    for log in (spool / "logs").glob("*.log"):
+        hides.file(log)
+    identity = ("id", "slug", "cell", "fingerprint")
+    return {key: value if key in identity else hides.value(value, key) for key, value in record.items()}
 
 
 def _fail(record: dict[str, Any], reason: str) -> None:
@@ -110,7 +130,7 @@ def blank_record(spec: TrialSpec) -> dict[str, Any]:
         "warmup": spec.warmup,
         "attempt": spec.attempt,
         "fingerprint": dict(spec.fingerprint),
-        "config": spec.config,
+        "config": secrets.hidden(spec.config),
         "command": None,
         "node": {},
         "device": None,
@@ -260,6 +280,8 @@ class _Trial:
         sampler.write(self._spool / "samples.parquet", self._provenance)
         self._record["sampler"] = sampler.facts()
         _add_trouble(self._record, sampler.trouble)
+        if self._phases_path.exists():
+            secrets.of_trial(self._spec.config).file(self._phases_path)
         report = phases.read(self._phases_path, job.process)
         phases.write([*report.spans, *seen.spans], self._spool / "phases.parquet", self._provenance)
         self._record["metrics"] = report.metrics | seen.memory
