@@ -18,6 +18,7 @@ value a line:
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -26,13 +27,14 @@ import socket
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import pyarrow as pa
 
-from tasks import provenance, workloads
+from tasks import machine, provenance, workloads
 from tasks.errors import Cancelled
 from tasks.lease import Lease
 from tasks.process import adopt_orphans, die_with_parent, exit_in_words
@@ -80,8 +82,11 @@ def _warm_up() -> None:
     """Do once what every trial would do again: imports, also those that Arrow makes late, and versions of tools."""
     for kind in workloads.WORKLOADS:
         workloads.load(kind)
+    machine.facts()
     provenance.tool_versions()
     pa.array([0])
+    with suppress(ImportError):
+        importlib.import_module("pynvml")
     gc.freeze()  # what is here now stays: no collection in a child need touch, and so copy, it
 
 
