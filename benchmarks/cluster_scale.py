@@ -2,10 +2,11 @@
 
     python benchmarks/cluster_scale.py [--nodes 200] [--trials 20000] [--seconds 0]
 
-The sweep, its expansion, placement, scheduler and analysis actor are the real ones, on a real Ray. The nodes are played:
-each is an offer as `sweep.node` makes it, with drives and filesystems of its own, and its attempts are calls of one of
-eight actors that wait `--seconds` and publish a record through the analysis actor. A tenth of the nodes is lost on the
-way, and as many join late. For scale the same calls are made by a bare loop without scheduler, placement or progress.
+The sweep, its expansion, placement, scheduler and analysis actor are the real ones, on a real Ray. The nodes are
+played: each is an offer as `sweep.node` makes it, with drives and filesystems of its own, and its attempts are calls of
+one of eight actors that wait `--seconds` and publish a record through the analysis actor. A tenth of the nodes is lost
+on the way, and as many join late. For scale the same calls are made by a bare loop without scheduler, placement or
+progress.
 
 Prints trials per second, CPU seconds and resident memory of driver and analysis actor as the run goes on.
 """
@@ -83,7 +84,7 @@ def planned(folder: Path, trials: int) -> tuple[Any, Any]:
     from sweep import config
     from sweep.plan import Grid
 
-    sizes = [f"{n}MiB" for n in range(1, 101)]
+    sizes = [[f"{n}MiB"] for n in range(1, 101)]
     keys = {
         "workload": {"kind": "tensor_io", "sizes": ["1MiB"]},
         "storage": {"kind": "directory", "path": "/mnt/drive"},
@@ -127,8 +128,8 @@ class Watch:
             used = resource.getrusage(resource.RUSAGE_SELF)
             cpu_ms = (used.ru_utime + used.ru_stime) / self.ended * 1e3
             print(
-                f"{self.ended:6} ended: {speed:.0f}/s, driver {memory_mib(os.getpid())} MiB, {cpu_ms:.1f} ms CPU a trial, "
-                f"analysis actor {memory_mib(self._pid)} MiB",
+                f"{self.ended:6} ended: {speed:.0f}/s, driver {memory_mib(os.getpid())} MiB, "
+                f"{cpu_ms:.1f} ms CPU a trial, analysis actor {memory_mib(self._pid)} MiB",
                 flush=True,
             )
 

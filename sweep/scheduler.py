@@ -289,7 +289,9 @@ class Scheduler:
                 if silence_s > _SILENCE_LIMIT_S and ref in self._running:
                     self._lose(running.node, f"was silent for {_SILENCE_LIMIT_S:.0f} s")
             elif time.monotonic() - running.since_s > _PATIENT_S:
-                self._progress.phase(running.trial.id, "waiting for its node: another sweep may use it")
+                self._progress.phase(
+                    running.trial.id, "waiting for the first word of its node, which another sweep may use"
+                )
 
     def _meet(self) -> None:
         """Take notice of nodes that came and went, and of trials that no node is left for."""
