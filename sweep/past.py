@@ -78,7 +78,7 @@ class Past:
             code=plan.get("code") if isinstance(plan, dict) else None,
             node=self._one(node) if isinstance(node, dict) else None,
             attempt=int(told["attempt"]),
-            started=str(told["started"]),
+            started=str(told["started"] or ""),
             metrics=told["metrics"],
         )
 

@@ -215,6 +215,11 @@ def test_what_nobody_can_run_is_impossible(world: World) -> None:
     decisions = world.decide(world.plan(), weak)
     assert set(states(decisions).values()) == {"impossible"}
     assert "tracer:none" in next(iter(reasons(decisions)))
+    assert decisions.records() == {}
+    # What its node cannot be asked for now is no reason to do away with it.
+    assert decisions.aside() == []
+    assert "left as they are, for no node here can run them: 4 trials" in "\n".join(decisions.told())
+    assert len(world.decide(world.plan("workload.values.m=2"), weak).aside()) == 4
 
 
 def test_trials_that_are_not_selected_stay_unless_they_are_stale(world: World) -> None:
@@ -251,6 +256,12 @@ def test_a_trial_that_cannot_be_read_runs_and_is_kept_aside(world: World) -> Non
     decisions = world.decide(world.plan())
     assert decisions.of["n=1,rep=1"].reasons == ("not finished",)
     assert decisions.aside() == [slug]
+
+
+def test_a_run_that_has_nothing_in_common_with_the_sweep_is_refused(world: World) -> None:
+    world.finish(world.plan())
+    with pytest.raises(ConfigError, match=r"--resume: none of the 4 trials of .* is in this sweep"):
+        world.decide(world.plan("grid.workload.values.n=[7]"))
 
 
 def test_very_many_reasons_are_told_in_few_lines() -> None:
