@@ -14,7 +14,10 @@ from sweep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Finished:
-    """What is left of a published trial's record; trials that agree share configuration and node half."""
+    """What is left of a published trial's record; trials that agree share configuration and node half.
+
+    `planned` is the digest of the configuration as it was planned, `code` that of the files that it depends on.
+    """
 
     id: str
     slug: str
@@ -22,6 +25,7 @@ class Finished:
     reasons: tuple[str, ...]
     hostname: str
     config: Mapping[str, Any] = field(repr=False)
+    planned: str | None
     code: str | None
     node: Mapping[str, Any] | None = field(repr=False)
     attempt: int
@@ -75,6 +79,7 @@ class Past:
             reasons=tuple(map(str, told["verdict"]["reasons"])),
             hostname=str((told["node"] or {}).get("hostname", "unknown")),
             config=self._one(told["config"]),
+            planned=plan.get("config") if isinstance(plan, dict) else None,
             code=plan.get("code") if isinstance(plan, dict) else None,
             node=self._one(node) if isinstance(node, dict) else None,
             attempt=int(told["attempt"]),

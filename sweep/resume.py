@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from sweep.code import code_of, digest_of
+from sweep.code import code_of, digest, digest_of, is_script
 from sweep.comparison import code_changes, plan_changes
 from sweep.errors import ConfigError
 from sweep.inquiry import Ask, Inquiry, ask_here
@@ -76,6 +76,24 @@ class _Case:
     def code(self) -> str:
         return digest_of(self._trial.config)
 
+    @cached_property
+    def planned(self) -> str:
+        return digest(self.config)
+
+    @property
+    def tracer(self) -> str:
+        return str(self.config["trace"]["tracer"])
+
+    def config_changes(self, finished: Finished, tracer: str) -> list[str]:
+        """Return the keys that are not as recorded, where the trial would run with this tracer."""
+        recorded = finished.config
+        if finished.planned == self.planned:
+            # The record may lack more than this: values that were secret where it was made.
+            settled = recorded
+        else:
+            settled = self.config
+        return plan_changes(recorded, {**settled, "trace": {**settled["trace"], "tracer": tracer}})
+
     def candidates(self, finished: Finished) -> Sequence[Placement]:
         """Return where a trial could have run as it did: on the node of that name, or else on any that can take it."""
         return self.there.by_name.get(finished.hostname) or self.there.placements
@@ -135,7 +153,7 @@ class Decisions:
         if finished.code is None or finished.node is None:
             return Decision(State.stale, ("its fingerprint is of an older version and cannot be compared",), finished)
         changes = [
-            *plan_changes(finished.config, case.candidates(finished)[0].definite(case.config)),
+            *case.config_changes(finished, case.candidates(finished)[0].tracer),
             *self._code_changes(case, finished.code),
             *self._node_changes(case, finished, finished.node),
         ]
@@ -148,17 +166,17 @@ class Decisions:
         """
         if finished is None or finished.state != "valid" or finished.code != case.code:
             return False
-        tracers = {finished.config["trace"]["tracer"], case.config["trace"]["tracer"]}
-        settled = {**case.config["trace"], "tracer": finished.config["trace"]["tracer"]}
-        return ("auto" in tracers or len(tracers) == 1) and not plan_changes(
-            finished.config, {**case.config, "trace": settled}
-        )
+        tracer = finished.config["trace"]["tracer"]
+        return case.tracer in ("auto", tracer) and not case.config_changes(finished, tracer)
 
     def _code_changes(self, case: _Case, recorded: str) -> list[str]:
         if recorded == case.code:
             return []
-        files = self._past.code(recorded) if self._past else None
-        return [f"code: {recorded} -> {case.code}"] if files is None else code_changes(files, code_of(case.config))
+        files, now = self._past.code(recorded) if self._past else None, code_of(case.config)
+        if files is None:
+            return [f"code: {recorded} -> {case.code}"]
+        # A script that tracers might have needed, as long as the node was free to choose one, is none that did.
+        return code_changes({path: told for path, told in files.items() if path in now or not is_script(path)}, now)
 
     def _node_changes(self, case: _Case, finished: Finished, recorded: Mapping[str, Any]) -> list[str]:
         """Return nothing where a node that the trial could have run on is the same, else how the first one differs."""

@@ -138,6 +138,26 @@ def _scenarios(of_b: int) -> str:
     return f"scenarios={{a: {{workload: {{values: {{m: 1}}}}}}, b: {{workload: {{values: {{m: {of_b}}}}}}}}}"
 
 
+def test_a_tracer_that_the_node_chose_is_not_a_change(world: World) -> None:
+    plan = world.plan("trace.tracer=auto")  # of which the node makes diskstats, for it has nothing better
+    settled = {**plan.trials[0].config, "trace": {**plan.trials[0].config["trace"], "tracer": "diskstats"}}
+    world.finish(plan, {"n=1,rep=1": "valid"}, config=settled)
+    assert states(world.decide(world.plan("trace.tracer=auto")))["n=1,rep=1"] == "reuse"
+    assert states(world.decide(world.plan("trace.tracer=diskstats")))["n=1,rep=1"] == "reuse"
+    better = node()
+    better.offer.capabilities.append("tracer:ftrace")
+    found = world.decide(world.plan("trace.tracer=auto"), better).of["n=1,rep=1"]
+    assert found.reasons == ("trace.tracer: diskstats -> auto",)
+
+
+def test_what_was_secret_on_the_node_is_not_a_change(world: World) -> None:
+    plan = world.plan()
+    hidden = json.loads(json.dumps(plan.trials[0].config).replace("true", "***"))
+    world.finish(plan, {"n=1,rep=1": "valid"}, config=hidden)
+    assert states(world.decide(world.plan()))["n=1,rep=1"] == "reuse"
+    assert states(world.decide(world.plan("limits.time_limit_s=7")))["n=1,rep=1"] == "stale"
+
+
 def test_a_change_of_one_cell_leaves_the_others(world: World) -> None:
     base = _scenarios(1)
     world.finish(world.plan(base))
