@@ -35,7 +35,7 @@ class Finished:
     def record(self, warmup: bool) -> dict[str, Any]:
         """Return what a driver keeps of a trial that ended."""
         verdict = {"state": self.state, "reasons": list(self.reasons)}
-        own = {"metrics": dict(self.metrics), "attempt": self.attempt, "node": {"hostname": self.hostname}}
+        own = {"metrics": self.metrics, "attempt": self.attempt, "node": {"hostname": self.hostname}}
         return {"verdict": verdict, **own, "warmup": warmup}
 
 
@@ -71,6 +71,8 @@ class Past:
 
     def _finished(self, slug: str, told: Mapping[str, Any]) -> Finished:
         print_ = told["fingerprint"]
+        if told["slug"] != slug or not isinstance(told["config"]["trace"]["tracer"], str):
+            raise ValueError(slug)
         plan, node = print_.get("plan"), print_.get("node")
         return Finished(
             id=str(told["id"]),
@@ -84,7 +86,7 @@ class Past:
             node=self._one(node) if isinstance(node, dict) else None,
             attempt=int(told["attempt"]),
             started=str(told["started"] or ""),
-            metrics=told["metrics"],
+            metrics=dict(told["metrics"] or {}),
         )
 
     def _one(self, value: Any) -> Any:

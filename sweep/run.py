@@ -29,6 +29,7 @@ from sweep.plan import Grid
 from sweep.record import new_record, now, shown
 from sweep.resume import RUNS, Decisions, State
 from tasks import lease
+from tasks.text import printable
 
 if TYPE_CHECKING:
     from sweep.scheduler import Scheduler
@@ -118,7 +119,7 @@ class _Run:
         ask = ask_through_ray if self.options.address else ask_here
         decisions = Decisions(self.plan, placements, Past(self.folder), ask)
         lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in decisions.told())]
-        print("\n".join(lines), flush=True)
+        print(printable("\n".join(lines)), flush=True)
         self.plan.select(decisions.trials(*RUNS, State.reuse))
         return decisions
 

@@ -284,6 +284,27 @@ def test_a_run_that_has_nothing_in_common_with_the_sweep_is_refused(world: World
         world.decide(world.plan("grid.workload.values.n=[7]"))
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{}",
+        "[]",
+        "null",
+        "\xff",
+        '{"id": 1, "slug": "SLUG", "verdict": null}',
+        '{"id": "n=1,rep=1", "slug": "elsewhere", "verdict": {"state": "valid", "reasons": []}}',
+        '{"id": "n=1,rep=1", "slug": "SLUG", "verdict": {"state": "valid", "reasons": []}, "fingerprint": 1}',
+    ],
+)
+def test_no_record_is_so_strange_that_it_cannot_be_run_again(world: World, broken: str) -> None:
+    world.finish(world.plan())
+    slug = world.plan().trials[0].slug
+    (world.folder / "trials" / slug / "trial.json").write_text(broken.replace("SLUG", slug), encoding="latin-1")
+    decisions = world.decide(world.plan())
+    assert decisions.of["n=1,rep=1"].state is State.run
+    assert decisions.aside() == [slug]
+
+
 def test_very_many_reasons_are_told_in_few_lines() -> None:
     told = resume._grouped(State.stale, [(f"n={n},rep=1", (f"x: {n} -> 0",)) for n in range(20_000)])
     assert len(told) == 21
