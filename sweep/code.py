@@ -47,6 +47,11 @@ def digest_of(config: Mapping[str, Any]) -> str:
     return _digest(config["workload"]["kind"], tracer in ("auto", "bpftrace"), stacks)
 
 
+def is_script(path: str) -> bool:
+    """Say whether a file of `code_of` is a script of bpftrace, which only some tracers need."""
+    return path.endswith(".bt")
+
+
 def table_of(configs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, str]]:
     """Return the files of code behind each digest that trials with these configurations have."""
     return {digest_of(config): code_of(config) for config in configs}

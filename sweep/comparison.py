@@ -26,13 +26,19 @@ def code_changes(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[st
 
 
 def node_changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what of a node is not as recorded; files that the job wrote itself are nobody's."""
-    written = {name for name, content in recorded.get("files", {}).items() if content == WRITTEN}
-    return [
-        _told("node: ", path, old, new)
-        for path, old, new in _differences(recorded, now)
-        if not (path[0] == "files" and path[-1] in written)
-    ]
+    """Return what of a node is not as recorded.
+
+    Files that the job wrote itself are nobody's, and tools that the trial does not use any more do not matter to it.
+    """
+    written = {("files", name) for name, content in _mapping(recorded, "files").items() if content == WRITTEN}
+    unused = {("tools", name) for name in _mapping(recorded, "tools") if name not in _mapping(now, "tools")}
+    changes = _differences(recorded, now)
+    return [_told("node: ", *change) for change in changes if change[0] not in written | unused]
+
+
+def _mapping(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = of.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

@@ -25,12 +25,14 @@ _LOOK_S = 0.5
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Be the one driver of the run in `folder`, made if it is missing; raise UserError where another lives."""
-    folder.mkdir(exist_ok=True)
     own = {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(), "since": _now()}
     try:
+        folder.mkdir(exist_ok=True)
         lock = locked(folder / DRIVER_LOCK, json.dumps(own), wait_s=_LOOK_S)
     except BlockingIOError:
         raise UserError(_refusal(folder)) from None
+    except OSError as e:
+        raise UserError(f"{folder}: cannot write to it: {e.strerror}") from None
     try:
         yield
     finally:

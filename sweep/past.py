@@ -14,7 +14,10 @@ from sweep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Finished:
-    """What is left of a published trial's record; trials that agree share configuration and node half."""
+    """What is left of a published trial's record; trials that agree share configuration and node half.
+
+    `planned` is the digest of the configuration as it was planned, `code` that of the files that it depends on.
+    """
 
     id: str
     slug: str
@@ -22,6 +25,7 @@ class Finished:
     reasons: tuple[str, ...]
     hostname: str
     config: Mapping[str, Any] = field(repr=False)
+    planned: str | None
     code: str | None
     node: Mapping[str, Any] | None = field(repr=False)
     attempt: int
@@ -31,7 +35,7 @@ class Finished:
     def record(self, warmup: bool) -> dict[str, Any]:
         """Return what a driver keeps of a trial that ended."""
         verdict = {"state": self.state, "reasons": list(self.reasons)}
-        own = {"metrics": dict(self.metrics), "attempt": self.attempt, "node": {"hostname": self.hostname}}
+        own = {"metrics": self.metrics, "attempt": self.attempt, "node": {"hostname": self.hostname}}
         return {"verdict": verdict, **own, "warmup": warmup}
 
 
@@ -67,6 +71,8 @@ class Past:
 
     def _finished(self, slug: str, told: Mapping[str, Any]) -> Finished:
         print_ = told["fingerprint"]
+        if told["slug"] != slug or not isinstance(told["config"]["trace"]["tracer"], str):
+            raise ValueError(slug)
         plan, node = print_.get("plan"), print_.get("node")
         return Finished(
             id=str(told["id"]),
@@ -75,11 +81,12 @@ class Past:
             reasons=tuple(map(str, told["verdict"]["reasons"])),
             hostname=str((told["node"] or {}).get("hostname", "unknown")),
             config=self._one(told["config"]),
+            planned=plan.get("config") if isinstance(plan, dict) else None,
             code=plan.get("code") if isinstance(plan, dict) else None,
             node=self._one(node) if isinstance(node, dict) else None,
             attempt=int(told["attempt"]),
-            started=str(told["started"]),
-            metrics=told["metrics"],
+            started=str(told["started"] or ""),
+            metrics=dict(told["metrics"] or {}),
         )
 
     def _one(self, value: Any) -> Any:

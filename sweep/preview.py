@@ -18,6 +18,7 @@ from sweep.plan import Grid, Trial
 from sweep.progress import counted
 from sweep.resume import RUNS, Decisions, State, in_words
 from tasks import workloads
+from tasks.text import printable
 from tasks.units import format_bytes, parse_bytes
 
 
@@ -41,7 +42,8 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
     known = Durations((results / sweep.name).absolute(), plan.every)
     _print_trials(plan, placements, decisions, known)
     if resumed:
-        print("\n".join([f"--resume goes on with {resumed}", *(f"  {line}" for line in decisions.told())]))
+        lines = [f"--resume goes on with {resumed}", *(f"  {line}" for line in decisions.told())]
+        print(printable("\n".join(lines)))
     runs = decisions.trials(*RUNS)
     for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in runs):
         print(f"needs {wanted}")
@@ -84,7 +86,7 @@ def _print_trials(plan: Grid, placements: Placements, decisions: Decisions, know
             time = "unknown time" if took_s is None else f"about {durations.in_words(took_s)}"
             words.append(f"on {_where(placements.of(trial))}, {_room(trial.config)}, {time}")
         text = "; ".join(filter(None, words))
-        print(f"  {trial.id:<{width}}  {decision.state.value:<{states}}  {text}".rstrip())
+        print(printable(f"  {trial.id:<{width}}  {decision.state.value:<{states}}  {text}".rstrip()))
 
 
 def _expected(sweep: Sweep, runs: Sequence[Trial], placements: Placements, known: Durations) -> str:

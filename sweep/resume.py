@@ -13,8 +13,9 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from sweep.code import code_of, digest_of
+from sweep.code import code_of, digest, digest_of, is_script
 from sweep.comparison import code_changes, plan_changes
+from sweep.errors import ConfigError
 from sweep.inquiry import Ask, Inquiry, ask_here
 from sweep.past import Finished, Past
 from sweep.placement import Placement, Placements, few
@@ -40,11 +41,12 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a trial, and why; `finished` is what an earlier run has of it."""
+    """What becomes of a trial, and why; `finished` is what an earlier run has of it, which `stays` there or not."""
 
     state: State
     reasons: tuple[str, ...] = ()
     finished: Finished | None = None
+    stays: bool = False
 
 
 class _There:
@@ -74,6 +76,24 @@ class _Case:
     def code(self) -> str:
         return digest_of(self._trial.config)
 
+    @cached_property
+    def planned(self) -> str:
+        return digest(self.config)
+
+    @property
+    def tracer(self) -> str:
+        return str(self.config["trace"]["tracer"])
+
+    def config_changes(self, finished: Finished, tracer: str) -> list[str]:
+        """Return the keys that are not as recorded, where the trial would run with this tracer."""
+        recorded = finished.config
+        if finished.planned == self.planned:
+            # The record may lack more than this: values that were secret where it was made.
+            settled = recorded
+        else:
+            settled = self.config
+        return plan_changes(recorded, {**settled, "trace": {**settled["trace"], "tracer": tracer}})
+
     def candidates(self, finished: Finished) -> Sequence[Placement]:
         """Return where a trial could have run as it did: on the node of that name, or else on any that can take it."""
         return self.there.by_name.get(finished.hostname) or self.there.placements
@@ -88,6 +108,7 @@ class Decisions:
         self._cases: dict[int, _Case] = {}
         self._there: dict[str, _There] = {}
         self._inquiry = Inquiry(ask or ask_here)
+        self._check_kinship()
         pairs = [(trial, self._past.trials.get(trial.id) if self._past else None) for trial in plan.every]
         self._inquiry.gather(
             (case.candidates(finished)[0].node, case.question)
@@ -100,6 +121,14 @@ class Decisions:
         self._rest_warmups()
         known = {trial.id for trial in plan.every}
         self.dropped = [one for one in (past.trials.values() if past else ()) if one.id not in known]
+
+    def _check_kinship(self) -> None:
+        """Refuse a run that has nothing in common with the plan: it was not meant."""
+        finished = self._past.trials if self._past else {}
+        if finished and not any(trial.id in finished for trial in self._plan.every):
+            assert self._past is not None
+            text = f"none of the {counted(len(finished), 'trial')} of {self._past.path} is in this sweep"
+            raise ConfigError("--resume", None, text, "start a run of its own without --resume, or name one with --run")
 
     # --- one trial ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +144,8 @@ class Decisions:
     def _decide(self, trial: Trial, finished: Finished | None) -> Decision:
         case = self._case(trial)
         if not case.there.placements:
-            return Decision(State.impossible, self._placements.obstacles(trial) or ("no node is alive",), finished)
+            reasons = self._placements.obstacles(trial) or ("no node is alive",)
+            return Decision(State.impossible, reasons, finished, self._same_plan(case, finished))
         if finished is None:
             return Decision(State.run, ("not finished",) if self._past else ())
         if finished.state != "valid":
@@ -123,17 +153,30 @@ class Decisions:
         if finished.code is None or finished.node is None:
             return Decision(State.stale, ("its fingerprint is of an older version and cannot be compared",), finished)
         changes = [
-            *plan_changes(finished.config, case.candidates(finished)[0].definite(case.config)),
+            *case.config_changes(finished, case.candidates(finished)[0].tracer),
             *self._code_changes(case, finished.code),
             *self._node_changes(case, finished, finished.node),
         ]
-        return Decision(State.stale if changes else State.reuse, tuple(changes), finished)
+        return Decision(State.stale if changes else State.reuse, tuple(changes), finished, stays=not changes)
+
+    def _same_plan(self, case: _Case, finished: Finished | None) -> bool:
+        """Say whether a trial that no node can run now was valid, and the plan's half of it is as it was.
+
+        It stays where it is while its node is away: nothing says that it is not good any more.
+        """
+        if finished is None or finished.state != "valid" or finished.code != case.code:
+            return False
+        tracer = finished.config["trace"]["tracer"]
+        return case.tracer in ("auto", tracer) and not case.config_changes(finished, tracer)
 
     def _code_changes(self, case: _Case, recorded: str) -> list[str]:
         if recorded == case.code:
             return []
-        files = self._past.code(recorded) if self._past else None
-        return [f"code: {recorded} -> {case.code}"] if files is None else code_changes(files, code_of(case.config))
+        files, now = self._past.code(recorded) if self._past else None, code_of(case.config)
+        if files is None:
+            return [f"code: {recorded} -> {case.code}"]
+        # A script that tracers might have needed, as long as the node was free to choose one, is none that did.
+        return code_changes({path: told for path, told in files.items() if path in now or not is_script(path)}, now)
 
     def _node_changes(self, case: _Case, finished: Finished, recorded: Mapping[str, Any]) -> list[str]:
         """Return nothing where a node that the trial could have run on is the same, else how the first one differs."""
@@ -161,7 +204,7 @@ class Decisions:
                 if own.state is State.reuse:
                     self.of[trial.id] = Decision(State.run, ("a trial of its cell runs",), own.finished)
             elif own.state in RUNS:
-                self.of[trial.id] = Decision(State.idle, ("no trial of its cell runs",), own.finished)
+                self.of[trial.id] = Decision(State.idle, ("no trial of its cell runs",), own.finished, True)
 
     # --- all trials --------------------------------------------------------------------------------------------------
 
@@ -177,7 +220,7 @@ class Decisions:
     def kept(self) -> set[str]:
         """Return the ids of all finished trials that stay in the run, not selected ones too."""
         both = (self.of | self._others).items()
-        return {name for name, one in both if one.finished and one.state in (State.reuse, State.idle)}
+        return {name for name, one in both if one.finished and one.stays}
 
     def planned(self) -> list[Trial]:
         """Return the trials that the run is made of: the selected, what it has of the others, what it still lacks."""
@@ -218,6 +261,10 @@ class Decisions:
             lines += _grouped(state, [(t.id, self.of[t.id].reasons) for t in self.trials(state)])
         stale = [(name, one.reasons) for name, one in self._others.items() if one.state is State.stale]
         lines += _grouped(State.stale, stale, " and not selected")
+        every = (self.of | self._others).items()
+        if unasked := [name for name, one in every if one.stays and one.state is State.impossible]:
+            count = counted(len(unasked), "trial")
+            lines.append(f"left as they are, for no node here can run them: {count} ({few(unasked)})")
         if self.dropped:
             ids = few([one.id for one in self.dropped])
             lines.append(f"no longer in the sweep: {counted(len(self.dropped), 'trial')} ({ids})")

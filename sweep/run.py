@@ -29,6 +29,7 @@ from sweep.plan import Grid
 from sweep.record import new_record, now, shown
 from sweep.resume import RUNS, Decisions, State
 from tasks import lease
+from tasks.text import printable
 
 if TYPE_CHECKING:
     from sweep.scheduler import Scheduler
@@ -45,8 +46,11 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     here = cluster.here()
     if options.address is None:
         fit(sweep, plan, Placements([here]))
-    new = not options.resume
-    folder = _new_folder(options.results, sweep.name) if new else find(options.results, sweep.name, options.run)
+    if options.resume:
+        folder = find(options.results, sweep.name, options.run)
+        _check_room(folder)
+    else:
+        folder = _new_folder(options.results, sweep.name)
     with lock.held(folder):
         return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8]).drive(here)
 
@@ -115,7 +119,7 @@ class _Run:
         ask = ask_through_ray if self.options.address else ask_here
         decisions = Decisions(self.plan, placements, Past(self.folder), ask)
         lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in decisions.told())]
-        print("\n".join(lines), flush=True)
+        print(printable("\n".join(lines)), flush=True)
         self.plan.select(decisions.trials(*RUNS, State.reuse))
         return decisions
 
@@ -195,16 +199,28 @@ def _new_folder(results: Path, name: str) -> Path:
     parent = (results / name).absolute()
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(parent).free
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(13, "Permission denied")
     except OSError as e:
-        raise ConfigError("--results", None, f"cannot write to {parent}: {e.strerror}") from None
-    if free_bytes < _LEAST_FREE_BYTES:
-        raise ConfigError("--results", None, f"the disk of {parent} is full", "free some space, or name another folder")
+        raise _no_place(parent, e) from None
+    _check_room(parent)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     taken = [p.name for p in parent.glob(f"{stamp}*")]
     return parent / (f"{stamp}-{len(taken) + 1}" if taken else stamp)
+
+
+def _check_room(folder: Path) -> None:
+    """Raise ConfigError where nothing can be written to a folder of the results."""
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as e:
+        raise _no_place(folder, e) from None
+    if free_bytes < _LEAST_FREE_BYTES:
+        raise ConfigError("--results", None, f"the disk of {folder} is full", "free some space, or name another folder")
+
+
+def _no_place(folder: Path, e: OSError) -> ConfigError:
+    return ConfigError("--results", None, f"cannot write to {folder}: {e.strerror}")
 
 
 def _wait_until_clean(key: str) -> None:

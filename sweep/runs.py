@@ -18,6 +18,7 @@ from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, ConfigError, U
 from sweep.merge import merged, taken
 from sweep.past import read_run, runs_of
 from sweep.progress import counted
+from tasks.text import printable
 from tasks.units import format_bytes
 
 _MERGE = "merge"
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         merging = arguments[:1] == [_MERGE]
         return _merge(arguments[1:]) if merging else _list(arguments)
     except UserError as e:
-        print(f"sweep.runs: {e}", file=sys.stderr)
+        print(printable(f"sweep.runs: {e}"), file=sys.stderr)
         return EXIT_USER
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,7 +104,7 @@ def _list(arguments: Sequence[str]) -> int:
         print(f"no runs in {results}" + (f"/{args.sweep}" if args.sweep else ""))
         return EXIT_VALID
     for line in _table([_row(run) for run in runs]):
-        print(line)
+        print(printable(line))
     return EXIT_VALID
 
 

@@ -86,3 +86,10 @@ def test_what_the_job_wrote_itself_does_not_count() -> None:
     old = {"files": {"/log.txt": WRITTEN, "/data": "1"}}
     assert node_changes(old, {"files": {"/log.txt": "17", "/data": "1"}}) == []
     assert node_changes(old, {"files": {"/log.txt": "17", "/data": "2"}}) == ["node: files./data: 1 -> 2"]
+
+
+def test_a_tool_that_is_not_used_any_more_does_not_matter() -> None:
+    old = {"tools": {"mkfs.xfs": "6.1.0", "bpftrace": "0.17.0"}}
+    assert node_changes(old, {"tools": {"mkfs.xfs": "6.1.0"}}) == []
+    assert node_changes(old, {"tools": {"mkfs.xfs": "6.2.0"}}) == ["node: tools.mkfs.xfs: 6.1.0 -> 6.2.0"]
+    assert node_changes({"tools": {}}, old) != []

@@ -138,6 +138,26 @@ def _scenarios(of_b: int) -> str:
     return f"scenarios={{a: {{workload: {{values: {{m: 1}}}}}}, b: {{workload: {{values: {{m: {of_b}}}}}}}}}"
 
 
+def test_a_tracer_that_the_node_chose_is_not_a_change(world: World) -> None:
+    plan = world.plan("trace.tracer=auto")  # of which the node makes diskstats, for it has nothing better
+    settled = {**plan.trials[0].config, "trace": {**plan.trials[0].config["trace"], "tracer": "diskstats"}}
+    world.finish(plan, {"n=1,rep=1": "valid"}, config=settled)
+    assert states(world.decide(world.plan("trace.tracer=auto")))["n=1,rep=1"] == "reuse"
+    assert states(world.decide(world.plan("trace.tracer=diskstats")))["n=1,rep=1"] == "reuse"
+    better = node()
+    better.offer.capabilities.append("tracer:ftrace")
+    found = world.decide(world.plan("trace.tracer=auto"), better).of["n=1,rep=1"]
+    assert found.reasons == ("trace.tracer: diskstats -> auto",)
+
+
+def test_what_was_secret_on_the_node_is_not_a_change(world: World) -> None:
+    plan = world.plan()
+    hidden = json.loads(json.dumps(plan.trials[0].config).replace("true", "***"))
+    world.finish(plan, {"n=1,rep=1": "valid"}, config=hidden)
+    assert states(world.decide(world.plan()))["n=1,rep=1"] == "reuse"
+    assert states(world.decide(world.plan("limits.time_limit_s=7")))["n=1,rep=1"] == "stale"
+
+
 def test_a_change_of_one_cell_leaves_the_others(world: World) -> None:
     base = _scenarios(1)
     world.finish(world.plan(base))
@@ -215,6 +235,11 @@ def test_what_nobody_can_run_is_impossible(world: World) -> None:
     decisions = world.decide(world.plan(), weak)
     assert set(states(decisions).values()) == {"impossible"}
     assert "tracer:none" in next(iter(reasons(decisions)))
+    assert decisions.records() == {}
+    # What its node cannot be asked for now is no reason to do away with it.
+    assert decisions.aside() == []
+    assert "left as they are, for no node here can run them: 4 trials" in "\n".join(decisions.told())
+    assert len(world.decide(world.plan("workload.values.m=2"), weak).aside()) == 4
 
 
 def test_trials_that_are_not_selected_stay_unless_they_are_stale(world: World) -> None:
@@ -250,6 +275,33 @@ def test_a_trial_that_cannot_be_read_runs_and_is_kept_aside(world: World) -> Non
     (world.folder / "trials" / slug / "trial.json").write_text('{"id": "n=1,rep')
     decisions = world.decide(world.plan())
     assert decisions.of["n=1,rep=1"].reasons == ("not finished",)
+    assert decisions.aside() == [slug]
+
+
+def test_a_run_that_has_nothing_in_common_with_the_sweep_is_refused(world: World) -> None:
+    world.finish(world.plan())
+    with pytest.raises(ConfigError, match=r"--resume: none of the 4 trials of .* is in this sweep"):
+        world.decide(world.plan("grid.workload.values.n=[7]"))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{}",
+        "[]",
+        "null",
+        "\xff",
+        '{"id": 1, "slug": "SLUG", "verdict": null}',
+        '{"id": "n=1,rep=1", "slug": "elsewhere", "verdict": {"state": "valid", "reasons": []}}',
+        '{"id": "n=1,rep=1", "slug": "SLUG", "verdict": {"state": "valid", "reasons": []}, "fingerprint": 1}',
+    ],
+)
+def test_no_record_is_so_strange_that_it_cannot_be_run_again(world: World, broken: str) -> None:
+    world.finish(world.plan())
+    slug = world.plan().trials[0].slug
+    (world.folder / "trials" / slug / "trial.json").write_text(broken.replace("SLUG", slug), encoding="latin-1")
+    decisions = world.decide(world.plan())
+    assert decisions.of["n=1,rep=1"].state is State.run
     assert decisions.aside() == [slug]
 
 

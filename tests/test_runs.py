@@ -194,4 +194,6 @@ def test_a_merged_run_has_summary_and_report(two: tuple[World, World], capsys: p
     path = first.results / "s" / "both"
     assert lines[-1] == f"report: {path / 'report.html'}"
     assert (path / "summary.parquet").is_file()
-    assert "n=1,rep=1" in (path / "report.html").read_text()
+    page = (path / "report.html").read_text()
+    assert "n=1,rep=1" in page
+    assert "run1 (1 trial), run2 (1 trial)" in page

@@ -137,6 +137,14 @@ def _besides(run: Run) -> Iterator[Fact]:
     if states:
         counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
         yield Fact("Warm-ups", f"{count_text(len(states), 'trial')} run first and not counted: {counts}")
+    sessions = [one for one in run.record.get("resumed") or [] if isinstance(one, Mapping)]
+    for one in sessions[-_MOST_LEFT_OUT:]:
+        kept = f"{count_text(int(one.get('reused') or 0), 'trial')} kept"
+        yield Fact("Gone on with", f"{moment(one.get('started'))} on {told(one.get('host'))}: {kept}")
+    merged = [one for one in run.record.get("merged") or [] if isinstance(one, Mapping)]
+    if merged:
+        parts = [f"{told(one.get('run_id'))} ({count_text(int(one.get('trials') or 0), 'trial')})" for one in merged]
+        yield Fact("Merged of", ", ".join(parts))
     skipped = [one for one in run.record.get("skipped") or [] if isinstance(one, Mapping)]
     if skipped:
         listed = "; ".join(f"{told(one.get('id'))} ({told(one.get('reason'))})" for one in skipped[:_MOST_LEFT_OUT])
