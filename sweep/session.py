@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
     pid = os.getpid()
     path = _PARENT / f"osw-{pid}-{process_start(pid)}"
     path.mkdir(mode=0o700)
-    (path / MARKER).touch()
+    (path / MARKER).write_text(_pid_space())
     try:
         yield path
     finally:
@@ -43,8 +43,20 @@ def clear_abandoned() -> None:
             ours = path.lstat().st_uid == os.getuid() and (path / MARKER).exists() and not path.is_symlink()
         except OSError:
             continue
-        if name and ours and process_start(int(name[1])) != name[2]:
+        if name and ours and _of_this_space(path) and process_start(int(name[1])) != name[2]:
             clear(path)
+
+
+def _of_this_space(path: Path) -> bool:
+    """Say whether the pid in the folder's name is one as this process counts them: containers may share a /tmp."""
+    try:
+        return (path / MARKER).read_text() in ("", _pid_space())
+    except OSError:
+        return False
+
+
+def _pid_space() -> str:
+    return os.readlink("/proc/self/ns/pid")
 
 
 def clear(path: Path) -> None:
