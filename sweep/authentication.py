@@ -49,6 +49,10 @@ else:
 """
 
 
+class NotAdmitted(ClusterError):
+    """A cluster demands a token that is not the one at hand; asking again changes nothing."""
+
+
 def token_file() -> Path:
     """Return where this machine keeps the token of the cluster that it heads or belongs to."""
     return state_dir() / "token"
@@ -106,7 +110,8 @@ def without_token() -> dict[str, str]:
 def agreed(address: str, file: Path | None) -> dict[str, str]:
     """Return the environment in which Ray can join the cluster at `address`, using the token in `file` if it must.
 
-    Raises ClusterError, within seconds, where the cluster demands a token and this is not the one, or does not answer.
+    Raises NotAdmitted, within seconds, where the cluster demands a token and this is not the one; ClusterError where it
+    does not answer.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         file = None  # Ray takes that one first
@@ -120,7 +125,7 @@ def agreed(address: str, file: Path | None) -> dict[str, str]:
     else:
         what = f"it asks for a token, and there is none in {token_file()}"
     how = f"copy the head's file, which it names at its start, to {token_file()}, or name it in RAY_AUTH_TOKEN_PATH"
-    raise ClusterError(f"the cluster at {address} refuses this machine: {what}\n  {how}")
+    raise NotAdmitted(f"the cluster at {address} refuses this machine: {what}\n  {how}")
 
 
 def _asked(address: str, file: Path | None) -> str:

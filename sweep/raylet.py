@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweep import authentication, session
+from sweep.authentication import NotAdmitted
 from sweep.cluster import check_reachable
 from sweep.errors import ClusterError
 from sweep.membership import MACHINE_LABEL
@@ -36,6 +37,9 @@ from tasks.units import format_bytes
 Say = Callable[[str], None]
 
 _LOOK_S = 0.5
+
+#: How often a head that does not answer is tried.
+_RETRY_S = 2.0
 
 #: How long Ray may take to start, and to end.
 _START_LIMIT_S = 120.0
@@ -141,8 +145,7 @@ def keep(role: Role, say: Say) -> None:
         while True:
             _reap(say)
             if not role.head:
-                _wait_for_head(role.address, say)
-                _check_admitted(role)
+                _wait_for_head(role, say)
             begin_s = time.monotonic()
             try:
                 ran, why = _run(role, say)
@@ -183,27 +186,28 @@ def _wait_until_clean() -> None:
     lease.reap()
 
 
-def _wait_for_head(address: str, say: Say) -> None:
-    """Return once something listens at the head's address; for ever, for machines start in any order."""
+def _wait_for_head(role: Role, say: Say) -> None:
+    """Return once the head answers; for ever, for machines start in any order.
+
+    Raises NotAdmitted where it does not let this machine in.
+    """
+    if not role.address.rpartition(":")[2].isdecimal():
+        check_reachable(role.address)  # says how to write it
     said = False
     while True:
         try:
-            check_reachable(address)
-            return
-        except ClusterError as e:
-            if "write HOST:PORT" in str(e):
-                raise
+            check_reachable(role.address)
+            agreed = authentication.agreed(role.address, role.token)
+            break
+        except NotAdmitted:
+            raise
+        except ClusterError:
             if not said:
-                say(f"waiting for the head at {address}")
+                say(f"waiting for the head at {role.address}")
             said = True
-        time.sleep(2.0)
-
-
-def _check_admitted(role: Role) -> None:
-    """Raise ClusterError where the cluster refuses this machine, or asks for no token though this one has one."""
-    agreed = authentication.agreed(role.address, role.token)
+        time.sleep(_RETRY_S)
     if role.token and agreed == authentication.without_token():
-        raise ClusterError(f"the cluster at {role.address} was started with --no-auth: join it with --no-auth")
+        raise NotAdmitted(f"the cluster at {role.address} was started with --no-auth: join it with --no-auth")
 
 
 def _run(role: Role, say: Say) -> tuple[bool, str]:

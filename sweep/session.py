@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
     pid = os.getpid()
     path = _PARENT / f"osw-{pid}-{process_start(pid)}"
     path.mkdir(mode=0o700)
-    (path / MARKER).write_text(_numbering())
+    (path / MARKER).write_text(_pid_space())
     try:
         yield path
     finally:
@@ -40,13 +40,23 @@ def clear_abandoned() -> None:
     for path in _PARENT.glob("osw-*"):
         name = _NAME.fullmatch(path.name)
         try:
-            ours = path.lstat().st_uid == os.getuid() and not path.is_symlink()
-            # In a container, or on its host, the same pid is another process.
-            ours = ours and (path / MARKER).read_text() == _numbering()
+            ours = path.lstat().st_uid == os.getuid() and (path / MARKER).exists() and not path.is_symlink()
         except OSError:
             continue
-        if name and ours and process_start(int(name[1])) != name[2]:
+        if name and ours and _of_this_space(path) and process_start(int(name[1])) != name[2]:
             clear(path)
+
+
+def _of_this_space(path: Path) -> bool:
+    """Say whether the pid in the folder's name is one as this process counts them: containers may share a /tmp."""
+    try:
+        return (path / MARKER).read_text() in ("", _pid_space())
+    except OSError:
+        return False
+
+
+def _pid_space() -> str:
+    return os.readlink("/proc/self/ns/pid")
 
 
 def clear(path: Path) -> None:
@@ -55,11 +65,6 @@ def clear(path: Path) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _numbering() -> str:
-    """Return what tells this process's numbering of processes from another one (pid_namespaces(7))."""
-    return os.readlink("/proc/self/ns/pid")
 
 
 def _is_rays(process: Path) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep import authentication, node, raylet
+from sweep import authentication, cli, doctor, node, raylet
 from sweep.errors import ClusterError
 from sweep.placement import Node, Placement, place, resources_of
 from tasks import machine, node_config
@@ -213,6 +214,42 @@ def test_the_token_is_in_no_command_line(tmp_path, state):
     ports = [int(a.rpartition("=")[2]) for a in argv if "-port=" in a]
     assert len(set(ports)) == len(ports)
     assert all(20000 <= port < 21000 for port in ports)
+
+
+# --- the documentation -----------------------------------------------------------------------------------------------
+
+
+def test_every_command_of_the_guide_is_understood():
+    text = (ROOT / "docs" / "cluster.md").read_text() + (ROOT / "README.md").read_text()
+    for module, made in (("sweep.node", node.parser()), ("sweep.doctor", doctor.parser()), ("sweep", cli.parser())):
+        found = re.findall(rf"^    (?:sweep.node:   )?python -m {module} (.*)$", text, re.MULTILINE)
+        for line in found:
+            made.parse_args(line.partition("  #")[0].split())
+        assert found
+
+
+def test_the_example_of_node_yaml_is_understood(node_file):
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    node_file(text.partition("```yaml\n")[2].partition("```")[0])
+    said = node_config.load()
+    assert said.storage == {"xfs": "/mnt/nvme0", "loop": "/mnt/nvme0"}
+    assert said.memory == 64 * GIB
+    node_file(node_config.__doc__.partition("\n\n")[2])
+    assert node_config.load().gpus == ("NVIDIA H100 80GB HBM3",)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_the_service_is_one_that_systemd_takes(tmp_path):
+    text = (ROOT / "docs" / "offload-sweep-node.service").read_text()
+    assert "/opt/offload-sweep/bin/python -m sweep.node $ROLE" in text
+    unit = tmp_path / "offload-sweep-node.service"
+    unit.write_text(text.replace("/opt/offload-sweep/bin/python", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    about_it = [line for line in (done.stdout + done.stderr).splitlines() if unit.name in line]
+    assert (done.returncode, about_it) == (0, [])
+    unit.write_text(unit.read_text().replace("KillMode=mixed", "KillMode=kindly"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    assert "kindly" in done.stderr  # it looks at all
 
 
 # --- real nodes ------------------------------------------------------------------------------------------------------
