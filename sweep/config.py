@@ -586,8 +586,10 @@ def as_yaml(sweep: Sweep) -> str:
         value |= _cells_of(sweep)
     value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
     value |= {"cooldown_s": sweep.cooldown_s, "on_impossible": sweep.on_impossible.name}
-    text: str = yaml.safe_dump(references(value), sort_keys=False, allow_unicode=True)
-    return text
+    value = references(value)
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    # PyYAML writes these as they are, and reads them as the ends of lines.
+    return yaml.safe_dump(value, sort_keys=False) if re.search("[\x85\u2028\u2029\ufeff]", text) else text
 
 
 def _cells_of(sweep: Sweep) -> dict[str, Any]:

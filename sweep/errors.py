@@ -26,8 +26,8 @@ class ConfigError(UserError):
 
     def __init__(self, where: str, key: str | None, problem: str, help_text: str = "") -> None:
         """Say that `key` in the file `where` has `problem`, and what to do."""
-        where, key, problem = (_printable(text, _LONGEST) for text in (where, key or "", problem))
-        help_text = _printable(help_text, _LONGEST_HINT)
+        where, key, problem = (_one_line(text, _LONGEST) for text in (where, key or "", problem))
+        help_text = _one_line(help_text, _LONGEST_HINT)
         place = f"{where}: {key}" if key else where
         #: The key and what is wrong with it, in one line, for where many are listed.
         self.problem = f"{key}: {problem}" if key else problem
@@ -50,8 +50,8 @@ class ClusterError(UserError):
     """The Ray cluster cannot be reached."""
 
 
-def _printable(text: str, longest: int) -> str:
-    """Return text of the user's with what a terminal would obey escaped, and what nobody would read cut out."""
+def _one_line(text: str, longest: int) -> str:
+    """Return a part of a message in one line: what is not printable written out, what nobody would read cut out."""
     plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return plain if len(plain) <= longest else f"{plain[: longest // 2]} ... {plain[-longest // 4 :]}"
 
