@@ -61,28 +61,42 @@ class Bystanders:
     def look(self) -> float:
         """Take note of all threads there are now, and of what their processes have moved; return its CPU seconds."""
         begin_s = time.thread_time()
-        for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):  # parents mostly come first
+        parents: dict[int, int] = {}
+        others: dict[int, tuple[str, list[int], int]] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
             try:
-                self._note(folder)
+                self._note(folder, parents, others)
             except (OSError, ValueError, IndexError):
                 continue  # it has ended meanwhile, or is not ours to look into
+        for pid, (name, threads, moved) in others.items():
+            if self._descends(pid, parents):
+                self._ours.update(threads)
+                continue
+            self._threads |= dict.fromkeys(threads, f"{name} (pid {pid})")
+            _, first, _ = self._moved.get(pid, (name, moved, moved))
+            self._moved[pid] = (name, first, moved)
         return time.thread_time() - begin_s
 
-    def _note(self, folder: Path) -> None:
+    def _note(self, folder: Path, parents: dict[int, int], others: dict[int, tuple[str, list[int], int]]) -> None:
         stat = (folder / "stat").read_text()
         name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
         if int(fields[6]) & _KERNEL_THREAD:
             return
         pid = int(folder.name)
         threads = [int(tid) for tid in os.listdir(folder / "task")]
-        # A process may have overwritten its environment, as those with a title of their own do: it is its parent's.
-        if pid == os.getpid() or int(fields[1]) in self._ours or self._wanted in _environment(folder):
+        if pid == os.getpid() or self._wanted in _environment(folder):
             self._ours.update(threads)
             return
-        self._threads |= dict.fromkeys(threads, f"{name} (pid {pid})")
-        moved = _storage_bytes(folder)
-        _, first, _ = self._moved.get(pid, (name, moved, moved))
-        self._moved[pid] = (name, first, moved)
+        parents[pid] = int(fields[1])
+        others[pid] = (name, threads, _storage_bytes(folder))
+
+    def _descends(self, pid: int, parents: Mapping[int, int]) -> bool:
+        """Say whether a process is of ours by an ancestor: it may have overwritten its environment with a title."""
+        seen: set[int] = set()
+        while pid not in self._ours and pid in parents and pid not in seen:
+            seen.add(pid)
+            pid = parents[pid]
+        return pid in self._ours
 
     def named(self, moved: Mapping[int, int]) -> dict[str, int] | None:
         """Return the bytes of those threads in `moved` (bytes by thread) that are somebody else's, by process.

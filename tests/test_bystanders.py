@@ -53,6 +53,14 @@ def test_threads_of_others_are_named_and_ours_are_not() -> None:
         child.wait()
 
 
+def test_a_descendant_is_ours_whatever_its_number() -> None:
+    """Numbers start again at the largest one: a child's may be below its parent's."""
+    seen = Bystanders("mine")
+    seen._ours.add(900)
+    assert seen._descends(7, {7: 30, 30: 900})
+    assert not seen._descends(8, {7: 900, 8: 1, 1: 0})
+
+
 def test_in_a_container_with_numbers_of_its_own_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[4026532999]")
     assert Bystanders("mine").named({1: 5}) is None
