@@ -242,6 +242,7 @@ class Host:
     def kill(self, *words: str) -> list[str]:
         """SIGKILL the host's processes whose command line has one of these words in it; return what they were."""
         victims = {pid: line for pid, line in self.processes().items() if any(word in line for word in words)}
+        victims.pop(self.first, None)
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

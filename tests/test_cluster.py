@@ -17,8 +17,12 @@ pytestmark = [pytest.mark.root, pytest.mark.ray, pytest.mark.slow]
 SWEEP = "tests/cluster.yaml"
 PORT = 6379
 
-#: Trials of a second.
+#: Within so many seconds nothing of an attempt may be left on its node, whoever was killed.
+LIMIT_S = 15
+
+#: Trials of a second, and of three.
 SHORT = ["workload.values.size=8m", "workload.expect_write=8MiB"]
+FEW_SECONDS = ["workload.values.size=24m", "workload.expect_write=24MiB"]
 
 
 def head(host):
@@ -51,8 +55,9 @@ class Cluster:
 
     @staticmethod
     def runs(host):
+        """Return how often the host has started Ray since it was switched on."""
         assert "Traceback" not in host.said(), host.said()
-        return " with token authentication" in host.said()
+        return host.said().count(" with token authentication")
 
     def start(self, *arguments, sweep=SWEEP):
         address = f"{self.head.address}:{PORT}"
@@ -91,30 +96,12 @@ def test_every_trial_runs_where_its_filesystem_is(cluster):
     assert where == {("ext4", "one", "ext4"), ("xfs", "two", "xfs"), ("btrfs", "three", "btrfs")}
 
 
-def test_faults(cluster):
-    """A host dies, another is cut off for 90 s, a third one joins late: the sweep ends by itself, nothing run twice."""
-    begin = time.monotonic()
-    process = cluster.start()
-    lines, errors = Lines(process.stdout), Lines(process.stderr)
-    lines.wait_for("on two")
-    lines.wait_for("on three")
-    time.sleep(3)
-    told(begin, "two dies, three is cut off for 90 s")
-    cluster.two.power_off()
-    cluster.three.cut_for(90)
-    time.sleep(20)
-    told(begin, "late joins")
-    cluster.join("late", "xfs")
-    code = process.wait(280)
-    told(begin, "the sweep has ended")
-    assert (code, errors.text()) == (0, "")
-    assert "9 trials: 9 valid" in lines.text()
-    check_each_once(cluster)
-
-
 def test_two_sweeps_at_once_share_the_nodes(cluster):
     """Each drive has one trial at a time; the other sweep's waits."""
-    processes = [cluster.start("grid.storage.fs=[xfs]", "repeats=2", f"name={name}") for name in ("cluster", "other")]
+    processes = [
+        cluster.start("grid.storage.fs=[xfs]", "repeats=2", f"name={name}", *FEW_SECONDS)
+        for name in ("cluster", "other")
+    ]
     for process in processes:
         out, err = process.communicate(timeout=120)
         print(out)
@@ -146,43 +133,89 @@ def with_another_line(net):
     return {"tasks": folder}
 
 
+def test_driver_killed(cluster):
+    process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]")
+    attempt = measuring(cluster, cluster.two)
+    assert cluster.head.kill(" sweep tests/cluster.yaml")
+    seconds = attempt.gone_after_s()
+    print(f"driver SIGKILL, on another node: nothing was left after {seconds:.1f} s")
+    assert seconds < LIMIT_S
+    process.communicate()
+
+
 def test_raylet_killed(cluster):
     """The attempt on that node is gone within seconds; its Ray is started again, and the trial runs once more."""
-    process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]", "repeats=2")
+    process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]", "repeats=2", *FEW_SECONDS)
     lines, errors = Lines(process.stdout), Lines(process.stderr)
-    host = Machine(cluster.two.state, cluster.results, cluster.two.first)
-    wait_for(lambda: host.measuring("--filename="))
-    attempt = Attempt(host, host.attempts()[-1])
-    assert attempt.held == {"folder", "cgroup", "ftrace"}
+    attempt = measuring(cluster, cluster.two)
     assert cluster.two.kill("raylet/raylet ")
-    print(f"raylet SIGKILL: nothing was left after {attempt.gone_after_s():.1f} s")
+    seconds = attempt.gone_after_s()
+    print(f"raylet SIGKILL: nothing was left after {seconds:.1f} s")
+    assert seconds < LIMIT_S
     code = process.wait(120)
     assert (code, errors.text()) == (0, "")
     assert "2 trials: 2 valid" in lines.text()
     check_each_once(cluster)
 
 
-@pytest.mark.parametrize("programs", [["gcs_server"], ["gcs_server", "raylet/raylet "]])
-def test_the_head_is_lost(cluster, programs):
-    """The sweep ends by itself and says what is kept; the nodes clean up."""
-    process = cluster.start("grid.storage.fs=[xfs]", "limits.memory=256MiB", "repeats=4")
-    lines, errors = Lines(process.stdout), Lines(process.stderr)
-    host = Machine(cluster.two.state, cluster.results, cluster.two.first)
-    lines.wait_for("2/4")
-    wait_for(lambda: host.measuring("--filename="))
-    attempt = Attempt(host, host.attempts()[-1])
+def measuring(cluster, host):
+    """Wait until a trial's job runs on the host and return its attempt."""
+    machine = Machine(host.state, cluster.results, host.first)
+    wait_for(lambda: machine.measuring("--filename="))
+    attempt = Attempt(machine, machine.attempts()[-1])
+    assert attempt.held == {"folder", "cgroup", "ftrace"}
+    return attempt
+
+
+def test_faults(cluster):
+    """A host dies, another is cut off for 90 s, a third one joins late: the sweep ends by itself, nothing run twice."""
     begin = time.monotonic()
+    process = cluster.start()
+    lines, errors = Lines(process.stdout), Lines(process.stderr)
+    lines.wait_for("on two")
+    lines.wait_for("on three")
+    time.sleep(3)
+    told(begin, "two dies, three is cut off for 90 s")
+    cluster.two.power_off()
+    cluster.three.cut_for(90)
+    time.sleep(20)
+    told(begin, "late joins")
+    cluster.join("late", "xfs")
+    code = process.wait(280)
+    told(begin, "the sweep has ended")
+    assert (code, errors.text()) == (0, "")
+    assert "6 trials: 6 valid" in lines.text()
+    check_each_once(cluster)
+
+
+def test_the_head_is_lost_and_the_sweep_resumed(cluster):
+    """The sweep ends by itself and says what is kept; the nodes clean up, join the new head, run what is missing."""
+    arguments = ["grid.storage.fs=[btrfs]", "limits.memory=256MiB", "repeats=3"]
+    process = cluster.start(*arguments)
+    lines, errors = Lines(process.stdout), Lines(process.stderr)
+    lines.wait_for("2/3")
+    attempt = measuring(cluster, cluster.three)
+    begin, started = time.monotonic(), [cluster.runs(host) for host in (cluster.head, cluster.three)]
     cluster.head.stop_service()
-    cluster.head.kill(*programs)
-    told(begin, f"{programs} killed")
-    code = process.wait(200)
+    cluster.head.kill("gcs_server", "raylet/raylet ", "sweep.node", "ray.scripts")
+    told(begin, "the head's Ray is killed")
+    code = process.wait(90)
     told(begin, f"the sweep has ended with {code}")
-    attempt.gone_after_s(120)
-    told(begin, "the node is clean")
     print(errors.text())
     assert code == 3
-    assert "1 of 4 trials are kept" in lines.text()
-    assert [r["verdict"]["state"] for r in cluster.records()] == ["valid"]
+    assert "1 of 3 trials are kept" in lines.text()
+    (kept,) = cluster.records()
+    cluster.head.start_service()
+    attempt.gone_after_s(90)
+    told(begin, "the node is clean")
+    wait_for(lambda: cluster.runs(cluster.head) > started[0] and cluster.runs(cluster.three) > started[1], 120)
+    told(begin, "head and node have Ray again")
+    code, out, err = cluster.run(*arguments, "--resume")
+    print(out, err)
+    assert code == 0
+    assert "3 trials: 3 valid" in out
+    check_each_once(cluster)
+    assert kept in cluster.records()
 
 
 def check_each_once(cluster):
