@@ -195,7 +195,7 @@ def _stop(scheduler: Scheduler, actor: Any, state: str) -> None:
 
 
 def _new_folder(results: Path, name: str) -> Path:
-    """Return the path of a new run's folder; refuse a place that cannot be written to."""
+    """Make a new run's folder and return it; refuse a place that cannot be written to."""
     parent = (results / name).absolute()
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -203,8 +203,11 @@ def _new_folder(results: Path, name: str) -> Path:
         raise _no_place(parent, e) from None
     _check_room(parent)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    taken = [p.name for p in parent.glob(f"{stamp}*")]
-    return parent / (f"{stamp}-{len(taken) + 1}" if taken else stamp)
+    for end in ("", *(f"-{n}" for n in range(2, 1000))):
+        with suppress(FileExistsError):
+            (parent / f"{stamp}{end}").mkdir()
+            return parent / f"{stamp}{end}"
+    raise ConfigError("--results", None, f"{parent} has 999 runs of this second")
 
 
 def _check_room(folder: Path) -> None:

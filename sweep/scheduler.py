@@ -98,7 +98,7 @@ class Scheduler:
         self._asked_s = self._stranded_s = 0.0
         self._failures, self._missed = 0, set[str]()
         self.records: dict[str, Mapping[str, Any]] = dict(finished or {})
-        self._settle()
+        self._homes = {node.name: node for node in reversed(placements.nodes)} if finished else {}
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -133,17 +133,17 @@ class Scheduler:
                 self.stop()
             return bool(self._running)
         for trial in self._plan.next_trials(self.records):
-            if trial.id not in self.records:
+            if trial.id in self.records:
+                self._settle(trial)
+            else:
                 self._backlog.push(trial)
         return bool(self._running) or bool(self._backlog)
 
-    def _settle(self) -> None:
-        """Keep cells that an earlier driver began on the nodes where it did."""
-        nodes = {node.name: node for node in reversed(self._placements.nodes)}
-        for trial in self._plan.trials if self.records else ():
-            node = nodes.get(self.records[trial.id]["node"]["hostname"]) if trial.id in self.records else None
-            if node and self._placements.at(trial, node):
-                self._backlog.settle(trial, node)
+    def _settle(self, trial: Trial) -> None:
+        """Keep the cell of a trial that an earlier driver finished on the node where it ran."""
+        node = self._homes.get(self.records[trial.id].get("node", {}).get("hostname"))
+        if node and self._placements.at(trial, node):
+            self._backlog.settle(trial, node)
 
     def _submit_what_fits(self) -> None:
         if self.stopped_by:

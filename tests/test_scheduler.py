@@ -137,7 +137,12 @@ def run(tmp_path: Path) -> Run:
     from sweep.scheduler import Policy, Scheduler
 
     def run(
-        planned: Sequence[Trial], nodes: Sequence[str], acts: dict[str, str], membership: Any = None, **policy: Any
+        planned: Sequence[Trial],
+        nodes: Sequence[str],
+        acts: dict[str, str],
+        membership: Any = None,
+        finished: Any = None,
+        **policy: Any,
     ) -> tuple[Any, list[str]]:
         crew = ray.remote(num_cpus=0)(Crew).remote(acts)
         actor = analysis_actor.start(str(tmp_path / "run"))
@@ -148,7 +153,8 @@ def run(tmp_path: Path) -> Run:
 
         told, placements = Told(), Anywhere([node(name) for name in nodes])
         own = Policy(**policy)
-        scheduler = Scheduler("s", "k", Plan(planned), placements, actor, told, own, membership, launch)  # type: ignore[arg-type]
+        more = (own, membership, launch, finished)
+        scheduler = Scheduler("s", "k", Plan(planned), placements, actor, told, *more)  # type: ignore[arg-type]
         scheduler.run()
         ray.get(actor.finish.remote({"state": "finished"}))
         ray.kill(actor)
@@ -169,6 +175,19 @@ def test_every_trial_is_published_once(run: Run, tmp_path: Path) -> None:
     records = published(tmp_path)
     assert sorted(records) == [t.id for t in trials(6)]
     assert {r["node"]["hostname"] for r in records.values()} == {"a", "b"}
+
+
+def test_what_an_earlier_driver_finished_is_not_run_and_its_cells_stay_where_they_are(run: Run, tmp_path: Path) -> None:
+    planned = [Trial(f"c={c},rep={n}", f"c-{c}-{n}", {"c": c}, n, trials(1)[0].config) for n in (1, 2) for c in "abcd"]
+    done = {"verdict": {"state": "valid", "reasons": []}, "metrics": {}, "attempt": 1, "warmup": False}
+    homes = {"c=a,rep=1": "n2", "c=b,rep=1": "n2", "c=c,rep=1": "n1", "c=d,rep=1": "gone"}
+    finished = {name: {**done, "node": {"hostname": host}} for name, host in homes.items()}
+    scheduler, lines = run(planned, ["n1", "n2"], {}, finished=finished)
+    assert set(scheduler.records) == {t.id for t in planned}
+    ran = {name: r["node"]["hostname"] for name, r in published(tmp_path).items()}
+    assert set(ran) == {f"c={c},rep=2" for c in "abcd"}
+    assert {c: ran[f"c={c},rep=2"] for c in "abc"} == {"a": "n2", "b": "n2", "c": "n1"}
+    assert not [line for line in lines if "rep=1" in line]
 
 
 def test_lost_events_are_worth_one_more_attempt_and_errors_none(run: Run, tmp_path: Path) -> None:
