@@ -431,6 +431,7 @@ def _checked_cells(
     sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
     sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told), warmups=told["warmups"])
     sweep = replace(sweep, cooldown_s=told["cooldown_s"], on_impossible=OnImpossible[told["on_impossible"]])
+    _cells_of(sweep)  # a value beneath an axis too must be one that sweep.yaml can hold
     return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
 
 
