@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -242,7 +243,7 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         base_file = file.parent / base
-        if not base_file.is_file():
+        if not os.path.isfile(base_file):
             raise ConfigError(str(file), "extends", f"no such file: {base}", f"looked for {base_file}")
         base_keys = _with_bases(base_file, (*above, file.resolve()))
         base_keys.pop("name", None)  # a sweep's results have a folder of its own name
