@@ -34,6 +34,7 @@ examples
   python -m sweep conf/quickstart.yaml --dry-run                  show the trials, what each needs, where it would run
   python -m sweep conf/quickstart.yaml repeats=5 'grid.storage.fs=[ext4,btrfs]'
   python -m sweep conf/quickstart.yaml workload.sizes=[1GiB] storage.image_size=4GiB storage.path=/mnt/nvme0
+  python -m sweep conf/quickstart.yaml --only 'fs == xfs'         some of its trials; those of a condition on axes
   python -m sweep conf/quickstart.yaml --resume                   go on with the newest run, and say why trials run
   python -m sweep.runs                                            the runs that there are
   python -m sweep --keys                                          every key a sweep file may hold, with its meaning
@@ -43,7 +44,7 @@ a sweep file
   workload: {kind: tensor_io, sizes: [1MiB, 64MiB]}               the job of every trial
   storage: {fs: xfs, image_size: 1GiB}                            the filesystem under test
   grid: {storage.fs: [ext4, xfs], workload.queue_depth: [1, 32]}  axes; their product is the cells
-  repeats: 3                                                      trials of each cell
+  repeats: 3                                                      trials of each cell; docs/sweeps.md has the rest
 
 exit codes
   0  all trials valid          2  wrong configuration, or no node can run a trial: nothing was started

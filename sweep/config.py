@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -242,7 +243,7 @@ def _with_bases(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         base_file = file.parent / base
-        if not base_file.is_file():
+        if not os.path.isfile(base_file):
             raise ConfigError(str(file), "extends", f"no such file: {base}", f"looked for {base_file}")
         base_keys = _with_bases(base_file, (*above, file.resolve()))
         base_keys.pop("name", None)  # a sweep's results have a folder of its own name
@@ -431,6 +432,7 @@ def _checked_cells(
     sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
     sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told), warmups=told["warmups"])
     sweep = replace(sweep, cooldown_s=told["cooldown_s"], on_impossible=OnImpossible[told["on_impossible"]])
+    _cells_of(sweep)  # a value beneath an axis too must be one that sweep.yaml can hold
     return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
 
 

@@ -126,7 +126,7 @@ def type_name(expected: Any) -> str:
     names: dict[Any, str] = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
     names |= {int | str: "a size such as 64MiB", int | None: "a whole number or null", str | None: "text or null"}
     names |= {bool | None: "true, false or null", int | str | None: "a size such as 64MiB, or null"}
-    names |= {float | None: "a number or null"}
+    names |= {float | None: "a number or null", Any: "any"}
     return names.get(expected) or str(expected).replace("typing.", "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,12 +45,17 @@ def test_help_tells_of_every_option_and_exit_code() -> None:
 
 def test_the_examples_of_the_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
     from sweep import config
+    from sweep.plan import Grid
+    from sweep.selection import Selection
 
     examples = [line for line in cli.parser().format_help().splitlines() if "-m sweep conf/" in line]
     assert len(examples) >= 3
     for line in examples:
-        words = [word.strip("'") for word in line.split()[4:] if "=" in word]
-        assert config.load("conf/quickstart.yaml", words).scenarios
+        argv = shlex.split(re.split(r"\s{2,}", line.strip())[0])[3:]
+        args = cli.parser().parse_intermixed_args(argv)
+        sweep = config.load(args.conf, args.overrides)
+        assert sweep.scenarios
+        assert Selection(tuple(args.only), tuple(args.trial)).of(Grid(sweep).trials, sweep)
 
 
 def test_version() -> None:

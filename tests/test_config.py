@@ -539,3 +539,18 @@ def test_a_sweep_has_its_own_name_not_that_of_what_it_extends(tmp_path: Path) ->
     (tmp_path / "own.yaml").write_text("extends: base.yaml\n")
     sweep = config.load(str(tmp_path / "own.yaml"))
     assert (sweep.name, sweep.description) == ("own", "d")
+
+
+# --- the page about it -----------------------------------------------------------------------------------------------
+
+EXAMPLES = re.findall(
+    r"```yaml\n(.*?)```", (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_its_examples_are_sweeps(text: str, tmp_path: Path) -> None:
+    (tmp_path / "example.yaml").write_text(text)
+    grid = Grid(load(str(tmp_path / "example.yaml")))
+    assert grid.trials
+    assert grid.idle == []

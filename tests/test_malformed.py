@@ -88,6 +88,18 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     # the grid
     "an empty axis": (SMALL + "grid: {storage.fs: []}\n", ["grid.storage.fs: has no values"]),
     "an axis that is no list": (SMALL + "grid: {storage.fs: xfs}\n", ["grid.storage.fs: must be a list of values"]),
+    "a value beneath an axis": (
+        "workload: {kind: command, argv: [ls, '{depth}'], values: fio}\ngrid: {workload.values.depth: [1]}\n",
+        ["workload.values: must hold keys, not 'fio'"],
+    ),
+    "binary data": (SMALL + "description: !!binary Ymlu\n", ["description: holds bytes; a value is text"]),
+    "a value still to be given in a list": (workload("sizes: ['???']"), ["workload.sizes: holds ???"]),
+    "more trials than memory": (
+        SMALL + "repeats: 10000\ngrid: {limits.time_limit_s: [" + ", ".join(map(str, range(1, 300))) + "]}\n",
+        ["grid: makes 2990000 trials; 2000000 is the most"],
+    ),
+    "a file without end": ("# " + "x" * (17 << 20), ["c.yaml: is longer than the 16 MiB"]),
+    "a key that a terminal would obey": (SMALL + '"\\e[31mred": 1\n', ["\\x1b[31mred: unknown key"]),
     "a grid that is a list": (SMALL + "grid: [storage.fs]\n", ["grid: must map configuration keys to lists"]),
     "an axis of an unknown key": (
         SMALL + "grid: {storage.filesystem: [xfs]}\n",
