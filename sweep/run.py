@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import StoreFull
-from sweep import cluster, head, interrupt, lock, progress, session
+from sweep import cluster, head, home, interrupt, lock, progress, session
 from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.ending import by_reason, conclude, tell_what_is_kept
@@ -46,6 +46,7 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     here = cluster.here()
     if options.address is None:
         fit(sweep, plan, Placements([here]))
+    home.probe(sweep.source, sweep.shared)
     if options.resume:
         folder = find(options.results, sweep.name, options.run)
         _check_room(folder)
@@ -131,7 +132,7 @@ class _Run:
 
         record, text = new_record(self.sweep, self.plan, self.folder, nodes, self.options), as_yaml(self.sweep)
         with interrupt.deferred():
-            actor = analysis_actor.start(str(self.folder))
+            actor = analysis_actor.start(str(self.folder), self.sweep.shared)
             if resumed:
                 ray.get(actor.resume.remote(resumed.fields(record), text, resumed.aside()))
             else:
