@@ -37,8 +37,8 @@ class Data:
 
     shared: str | None = key(
         None,
-        "a folder that head and nodes mount at the same path, or a URL for fsspec (s3://BUCKET/PREFIX), where nodes write "
-        "instead of sending through Ray; null: they send to the head's results folder",
+        "a folder that head and nodes mount at the same path, or a URL for fsspec, such as s3://BUCKET/PREFIX: nodes "
+        "write there instead of sending through Ray; null: they send to the head's results folder",
     )
 
 
