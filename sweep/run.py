@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import shutil
 import sys
@@ -204,8 +205,12 @@ def _new_folder(results: Path, name: str) -> Path:
         raise _no_place(parent, e) from None
     _check_room(parent)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    taken = [p.name for p in parent.glob(f"{stamp}*")]
-    return parent / (f"{stamp}-{len(taken) + 1}" if taken else stamp)
+    for number in itertools.count(1):
+        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        with suppress(FileExistsError):  # made in the same second, or before the clock was set back
+            folder.mkdir()
+            return folder
+    raise AssertionError("numbers do not end")
 
 
 def _check_room(folder: Path) -> None:
