@@ -18,9 +18,9 @@ class AnalysisActor:
     """One run's data. Pieces come, and trials are published, on threads of their own, and so is the board: neither a
     long analysis nor a slow disk keeps other nodes waiting."""
 
-    def __init__(self, path: str) -> None:
-        """Hold the run in the folder `path` of the head node."""
-        self._store = RunStore(path)
+    def __init__(self, path: str, shared: str | None = None) -> None:
+        """Hold the run in the folder `path` of the head node; see `RunStore`."""
+        self._store = RunStore(path, shared)
         self._board: dict[str, tuple[str, float]] = {}
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
@@ -38,6 +38,10 @@ class AnalysisActor:
     def expect(self, slug: str, token: str) -> None:
         """See `RunStore.expect`."""
         self._store.expect(slug, token)
+
+    def home(self) -> dict[str, Any] | None:
+        """See `RunStore.home`."""
+        return self._store.home()
 
     def declare(self, slug: str, token: str, files: Sequence[Mapping[str, Any]]) -> None:
         """See `RunStore.declare`."""
@@ -78,8 +82,8 @@ class AnalysisActor:
         return {token: (text, now - since) for token, (text, since) in self._board.items()}
 
 
-def start(path: str) -> Any:
+def start(path: str, shared: str | None = None) -> Any:
     """Start the actor of one run on the head node and return its handle."""
     remote = ray.remote(concurrency_groups=_THREADS)(AnalysisActor)
     head = {"node:__internal_head__": 0.001}
-    return remote.options(num_cpus=0, resources=head, max_restarts=0, max_task_retries=0).remote(path)
+    return remote.options(num_cpus=0, resources=head, max_restarts=0, max_task_retries=0).remote(path, shared)

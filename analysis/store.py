@@ -10,21 +10,27 @@ import os
 import re
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis import profile, summary
+from analysis.bucket import is_url
 from analysis.drawing import draw_run
 from analysis.errors import AnalysisError, StoreFull
 from analysis.files import STORE_LOCK, locked, sync, write_bytes
 from analysis.intake import check_nothing_else, checked_files, record_text, verify
+from analysis.mirror import Mirror
 from analysis.run import load_run, load_trial
 from analysis.units import bytes_text
 
 #: What may name the folder of a trial or of an attempt.
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+
+#: By this file nodes know that the shared folder they see is the run's.
+_MARKER = ".shared"
 
 #: Room that trials leave on the disk of the results: for the run's own record, its summary and its figures.
 _RESERVE_BYTES = 32 << 20
@@ -52,9 +58,14 @@ class RunStore:
     Pieces and publications may come from several threads at once; one trial's come from one at a time.
     """
 
-    def __init__(self, path: str) -> None:
-        """Hold the run in the folder `path`, which `create` makes."""
+    def __init__(self, path: str, shared: str | None = None) -> None:
+        """Hold the run in the folder `path`, which `create` makes.
+
+        `shared` is where nodes put their files themselves: a folder that they mount too, in which `path` is, or a URL.
+        """
         self._path = Path(path)
+        self._mirror = Mirror(self._path, shared) if shared and is_url(shared) else None
+        self._secret = uuid.uuid4().hex if shared and not self._mirror else None
         self._record: dict[str, Any] = {}
         self._attempts: dict[str, str] = {}
         self._incoming: dict[str, _Incoming] = {}
@@ -106,6 +117,8 @@ class RunStore:
             self._lock = locked(self._path / STORE_LOCK)
         except BlockingIOError:
             raise AnalysisError(f"{self._path}: another process writes to this run") from None
+        if self._secret:
+            write_bytes(self._path / _MARKER, self._secret.encode(), durably=True)
 
     def _clear_leftovers(self) -> None:
         shutil.rmtree(self._path / "incoming", ignore_errors=True)
@@ -119,6 +132,14 @@ class RunStore:
         folder = self._path / "superseded"
         folder.mkdir(exist_ok=True)
         return next(path for n in itertools.count(1) if not (path := folder / f"{name}-earlier-{n}").exists())
+
+    def home(self) -> dict[str, Any] | None:
+        """Return where nodes put their files: None (they send them), a `folder` known by its marker, or a `url`."""
+        if self._mirror:
+            return {"url": self._mirror.url}
+        if self._secret:
+            return {"folder": str(self._path), "marker": _MARKER, "secret": self._secret}
+        return None
 
     def update(self, fields: Mapping[str, Any]) -> None:
         """Set fields of `run.json`."""
@@ -185,6 +206,8 @@ class RunStore:
         self.declare(slug, token, files)
         folder, final = self._folder(slug, token), self._path / "trials" / slug
         with self._telling_when_full():
+            if self._mirror:
+                self._mirror.fetch(slug, token, files, folder)
             for file in files:
                 verify(folder / file["name"], file)
             check_nothing_else(folder, [file["name"] for file in files])
@@ -194,6 +217,8 @@ class RunStore:
             for path in {(folder / file["name"]).parent for file in files} | {folder}:
                 sync(path)
             self._make_final(slug, token, folder, final)
+        if self._mirror:
+            self._mirror.complete(slug, token, [file["name"] for file in files], text)
         if not record.get("warmup"):
             self._add_to_summary(slug, token, final, sum(file["size_bytes"] for file in files))
 
@@ -214,12 +239,18 @@ class RunStore:
             with self._telling_when_full():
                 self._summary.write()
         finally:
+            (self._path / _MARKER).unlink(missing_ok=True)
             self.update(fields)
+        if self._mirror:
+            self._mirror.bring_up_to_date()
 
     def draw(self) -> dict[str, Any]:
         """Draw figures and report; see `analysis.drawing.draw_run`."""
         with self._telling_when_full():
-            return draw_run(self._path)
+            drawn = draw_run(self._path)
+        if self._mirror:
+            self._mirror.bring_up_to_date()
+        return drawn
 
     def _make_final(self, slug: str, token: str, folder: Path, final: Path) -> None:
         """Give a trial's folder its place, in one step, unless the attempt was given up meanwhile."""

@@ -13,6 +13,7 @@ from typing import NoReturn
 from sweep import __version__, config, interrupt
 from sweep.definition import Definition
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
+from sweep.home import RESULTS, results_of
 from sweep.options import Options
 from sweep.past import find
 from sweep.plan import Grid
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--trial", metavar="ID", action="append", default=[], help="run this trial; both can be repeated")
     p.add_argument("--keep", action="store_true", help="leave the offload files; python -m tasks.kept lists them")
-    p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
+    p.add_argument("--results", metavar="DIR", default=RESULTS, help="where runs are kept (default: results)")
     p.add_argument(
         "--address", metavar="ADDR", help="a running Ray cluster, HOST:PORT or auto (default: start Ray here)"
     )
@@ -139,17 +140,18 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     sweep = config.load(args.conf, args.overrides)
     plan, selection = Grid(sweep), Selection(tuple(args.only), tuple(args.trial))
     plan.select(selection.of(plan.trials, sweep))
+    results = results_of(sweep.shared, args.results)
     if args.dry_run:
-        resumed = find(Path(args.results), sweep.name, args.run) if args.resume else None
-        return dry_run(sweep, plan, Path(args.results), args.address, resumed)
+        resumed = find(results, sweep.name, args.run) if args.resume else None
+        return dry_run(sweep, plan, results, args.address, resumed)
     from sweep.run import run_sweep
 
-    return run_sweep(sweep, plan, _options(args, arguments, selection))
+    return run_sweep(sweep, plan, _options(args, arguments, selection, results))
 
 
-def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Selection) -> Options:
+def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Selection, results: Path) -> Options:
     return Options(
-        results=Path(args.results),
+        results=results,
         address=args.address,
         argv=tuple(arguments),
         selection=selection,

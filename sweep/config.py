@@ -22,6 +22,7 @@ from sweep.checks import interpolated, workload_kind
 from sweep.definition import REPEAT, SCENARIO, SECTIONS, WARMUP, Axis, Definition, OnImpossible, Order, Sweep
 from sweep.errors import ConfigError, ImpossibleError, first_line
 from sweep.exposure import references, refuse_exposed
+from sweep.home import checked_place
 from sweep.trees import copied, flattened, merged_over, put, section_at
 from sweep.values import check_shape, documented, nearest, shown, typed
 from tasks import workloads
@@ -41,7 +42,7 @@ _AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)(grid|zip)\.(.
 
 #: Keys of the whole sweep, which one scenario cannot have.
 _OF_THE_WHOLE = (
-    *("name", "description", "figures", "order", "seed", "cooldown_s", "on_impossible"),
+    *("name", "description", "figures", "order", "seed", "data", "cooldown_s", "on_impossible"),
     *("extends", "scenarios", "scale", "scales"),
 )
 
@@ -431,6 +432,7 @@ def _checked_cells(
     sweep = Sweep(source, told["name"], told["description"], told["repeats"], (), axes, raw, together)
     sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
     sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told), warmups=told["warmups"])
+    sweep = replace(sweep, shared=checked_place(source, told["data"]["shared"]))
     sweep = replace(sweep, cooldown_s=told["cooldown_s"], on_impossible=OnImpossible[told["on_impossible"]])
     _cells_of(sweep)  # a value beneath an axis too must be one that sweep.yaml can hold
     return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
@@ -587,6 +589,7 @@ def as_yaml(sweep: Sweep) -> str:
     else:
         value |= _cells_of(sweep)
     value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
+    value["data"] = {"shared": sweep.shared}
     value |= {"cooldown_s": sweep.cooldown_s, "on_impossible": sweep.on_impossible.name}
     value = references(value)
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -32,6 +32,17 @@ class OnImpossible(Enum):
 
 
 @dataclass
+class Data:
+    """Where nodes put what they measured."""
+
+    shared: str | None = key(
+        None,
+        "a folder that head and nodes mount at the same path, or a URL for fsspec, such as s3://BUCKET/PREFIX: nodes "
+        "write there instead of sending through Ray; null: they send to the head's results folder",
+    )
+
+
+@dataclass
 class Definition:
     """Keys of a sweep file. `workload` holds `kind` and the keys of that workload."""
 
@@ -61,6 +72,7 @@ class Definition:
     )
     repeats: int = key(1, "trials of each cell")
     warmups: int = key(0, "trials of each cell that are run first and not counted")
+    data: Data = key(Data, "where nodes put what they measured")
     cooldown_s: float = key(0.0, "rest of a drive between two trials on it, in seconds")
     on_impossible: OnImpossible = key(
         OnImpossible.error, "a cell that no node could run is an error, or left out with its reason told (skip)"
@@ -102,6 +114,7 @@ class Sweep:
     order: Order = Order.interleaved
     seed: int | None = None
     warmups: int = 0
+    shared: str | None = None
     cooldown_s: float = 0.0
     on_impossible: OnImpossible = OnImpossible.error
     scenarios: Mapping[str, Sweep] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from analysis.errors import AnalysisError
+from sweep import delivery
 from sweep.code import code_hash
 from sweep.membership import pinned
 from sweep.placement import Placement
@@ -69,14 +70,33 @@ def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
 
     for problem in lease.reap():
         announce(f"an earlier attempt's leftover cannot be removed: {problem}")
+    if home := _answer(actor.home.remote()):
+        delivery.check(home, spec.token)
     with launched(spec, announce) as outcome:
-        deliver(spec, outcome, actor, announce)
+        deliver(spec, outcome, actor, announce, home)
         return {"record": outcome.record, "log_tail": outcome.log_tail}
 
 
-def deliver(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:
-    """Send an attempt's files and record to `actor`, and wait until they are published."""
+def deliver(
+    spec: TrialSpec,
+    outcome: Outcome,
+    actor: Any,
+    announce: Callable[[str], None],
+    home: Mapping[str, Any] | None = None,
+) -> None:
+    """Send an attempt's files and record to `actor`, and wait until they are published.
+
+    The files go through Ray, or to the `home` that all nodes share with the head, see `RunStore.home`.
+    """
     _answer(actor.declare.remote(spec.slug, spec.token, outcome.files))
+    if home:
+        delivery.put(home, spec, outcome, lambda: announce("sending the trace"))
+    else:
+        _send(spec, outcome, actor, announce)
+    _wait(actor.publish.remote(spec.slug, spec.token, outcome.record, outcome.files), announce, "analysis")
+
+
+def _send(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:
     under_way: deque[Any] = deque()
     for file in outcome.files:
         for offset, piece in _pieces(outcome.folder / file["name"]):
@@ -86,7 +106,6 @@ def deliver(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[s
             under_way.append(actor.receive.remote(spec.slug, spec.token, file["name"], offset, piece))
     while under_way:
         _wait(under_way.popleft(), announce, "sending the trace")
-    _wait(actor.publish.remote(spec.slug, spec.token, outcome.record, outcome.files), announce, "analysis")
 
 
 def _wait(answer: Any, announce: Callable[[str], None], text: str) -> None:

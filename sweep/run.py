@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import StoreFull
-from sweep import cluster, head, interrupt, lock, progress, session
+from sweep import cluster, head, home, interrupt, lock, progress, session
 from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.ending import by_reason, conclude, tell_what_is_kept
@@ -46,6 +47,7 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     here = cluster.here()
     if options.address is None:
         fit(sweep, plan, Placements([here]))
+    home.probe(sweep.source, sweep.shared)
     if options.resume:
         folder = find(options.results, sweep.name, options.run)
         _check_room(folder)
@@ -131,7 +133,7 @@ class _Run:
 
         record, text = new_record(self.sweep, self.plan, self.folder, nodes, self.options), as_yaml(self.sweep)
         with interrupt.deferred():
-            actor = analysis_actor.start(str(self.folder))
+            actor = analysis_actor.start(str(self.folder), self.sweep.shared)
             if resumed:
                 ray.get(actor.resume.remote(resumed.fields(record), text, resumed.aside()))
             else:
@@ -203,11 +205,12 @@ def _new_folder(results: Path, name: str) -> Path:
         raise _no_place(parent, e) from None
     _check_room(parent)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    for end in ("", *(f"-{n}" for n in range(2, 1000))):
-        with suppress(FileExistsError):
-            (parent / f"{stamp}{end}").mkdir()
-            return parent / f"{stamp}{end}"
-    raise ConfigError("--results", None, f"{parent} has 999 runs of this second")
+    for number in itertools.count(1):
+        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        with suppress(FileExistsError):  # made in the same second, or before the clock was set back
+            folder.mkdir()
+            return folder
+    raise AssertionError("numbers do not end")
 
 
 def _check_room(folder: Path) -> None:

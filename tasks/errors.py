@@ -13,7 +13,8 @@ class TaskError(Exception):
     ├── LimitError        a memory limit cannot be set (`tasks.cgroup`)
     ├── InterpreterError  `workload.python` cannot run the job (`tasks.interpreter`)
     ├── AsyncIOError      DeepSpeed's async_io cannot be built or loaded (`tasks.async_io`)
-    └── FioError          fio is missing, did not run, or said nothing that can be read
+    ├── FioError          fio is missing, did not run, or said nothing that can be read
+    └── DeliveryError     the place that the sweep names for its results cannot be used from this node
     """
 
 
@@ -27,6 +28,10 @@ class TracerError(TaskError):
 
 class FioError(TaskError):
     """fio is missing, did not run, or said nothing that can be read."""
+
+
+class DeliveryError(TaskError):
+    """The place that the sweep names for its results cannot be used from this node."""
 
 
 class Cancelled(BaseException):

@@ -6,9 +6,11 @@ Runs in any process; nothing here knows of Ray. What it writes lies in the spool
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import time
 import traceback
@@ -75,24 +77,50 @@ def run_trial(spec: TrialSpec, lease: Lease, announce: Announce) -> dict[str, An
     record = blank_record(spec)
     record["node"] = dict(machine.facts())
     record["clock"] = {"boot_id": boot_id(), "monotonic_to_utc_offset_ns": time.time_ns() - time.monotonic_ns()}
-    record["started"] = _utc_now()
+    begun_ns = _begun(record)
     try:
         with _alone_on_this_machine(announce):
-            record["started"] = _utc_now()
+            begun_ns = _begun(record)
             _Trial(spec, lease, spool, announce, record).run()
     except TaskError as e:
         _fail(record, str(e))
     except Exception as e:  # noqa: BLE001 - one trial's trouble must not end the sweep
-        (spool / "logs" / "trial.log").write_text(traceback.format_exc())
-        _fail(record, f"{type(e).__name__}: {e} (see logs/trial.log)")
-    record["ended"] = _utc_now()
+        _fail(record, _unforeseen(e, spool))
+    begun = datetime.datetime.fromisoformat(record["started"])
+    record["ended"] = _told(begun + datetime.timedelta(microseconds=(time.monotonic_ns() - begun_ns) // 1000))
     return _without_secrets(record, spool, secrets.of_trial(spec.config))
+
+
+def _begun(record: dict[str, Any]) -> int:
+    """Record when the trial began; return it on the clock that does not jump, by which its end is told too."""
+    record["started"] = _told(datetime.datetime.now(datetime.UTC))
+    return time.monotonic_ns()
+
+
+def _told(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
+
+
+def _unforeseen(error: Exception, spool: Path) -> str:
+    """Return the reason of a failure that nobody foresaw, and leave the details in a log."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = format_bytes(shutil.disk_usage(spool).free)
+        return f"this node's disk is full: {error.filename or spool} cannot be written ({free} are free at {spool})"
+    try:
+        (spool / "logs" / "trial.log").write_text(traceback.format_exc())
+    except OSError:
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error} (see logs/trial.log)"
 
 
 def _without_secrets(record: dict[str, Any], spool: Path, hides: secrets.Redactor) -> dict[str, Any]:
     """Return the record of a trial, and leave its logs, without secrets; what says which trial it is stays."""
     for log in (spool / "logs").glob("*.log"):
-        hides.file(log)
+        try:
+            hides.file(log)
+        except OSError as e:  # what cannot be cleaned is not kept
+            log.unlink()
+            _add_trouble(record, f"logs/{log.name} is not kept: {e.strerror}")
     identity = ("id", "slug", "cell", "fingerprint")
     return {key: value if key in identity else hides.value(value, key) for key, value in record.items()}
 
@@ -113,10 +141,6 @@ def _add_trouble(record: dict[str, Any], reason: str | None) -> None:
 def spool_of(lease: Lease) -> Path:
     """Return the folder in which an attempt collects what it will hand over."""
     return lease.folder / "spool"
-
-
-def _utc_now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def blank_record(spec: TrialSpec) -> dict[str, Any]:

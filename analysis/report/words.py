@@ -26,9 +26,10 @@ def command(arguments: Any) -> str:
 def seconds(started: Any, ended: Any) -> float | None:
     """Return how long it is from one moment to another, both in ISO 8601; None where one is not known."""
     try:
-        return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+        took_s = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
     except (TypeError, ValueError):
         return None
+    return took_s if took_s >= 0 else None  # somebody set the clock back meanwhile
 
 
 def moment(text: Any) -> str:

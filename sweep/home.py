@@ -1,0 +1,53 @@
+"""Where a run's data have their home: the results folder of the head, a folder that all mount, or a URL beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.errors import AnalysisError
+from sweep.errors import ConfigError
+
+_KEY = "data.shared"
+
+#: What `--results` is where nobody says otherwise.
+RESULTS = "results"
+
+
+def checked_place(source: str, shared: str | None) -> str | None:
+    """Return `data.shared`; raise ConfigError where it cannot be a place, wherever it is looked at from."""
+    if shared is None:
+        return None
+    if "://" in shared:
+        from analysis.bucket import Bucket
+
+        try:
+            Bucket(shared)
+        except AnalysisError as e:
+            raise ConfigError(source, _KEY, str(e)) from None
+    elif not Path(shared).is_absolute():
+        text = f"must be a path that starts with /, the same on head and nodes, or a URL; not {shared!r}"
+        raise ConfigError(source, _KEY, text)
+    return shared
+
+
+def results_of(shared: str | None, stated: str) -> Path:
+    """Return the folder of results: `--results` as it is `stated`, or the shared folder that the sweep names."""
+    if shared is None or "://" in shared:
+        return Path(stated)
+    if stated not in (RESULTS, shared):
+        text = f"would not be used: {_KEY} says that results are in {shared}"
+        raise ConfigError("--results", None, text, f"leave it out, or set {_KEY}=null")
+    return Path(shared)
+
+
+def probe(source: str, shared: str | None) -> None:
+    """Write to the URL that a sweep names and read it again; raise ConfigError where that does not work from here."""
+    if shared is None or "://" not in shared:
+        return
+    from analysis.bucket import Bucket
+
+    try:
+        Bucket(shared).probe()
+    except AnalysisError as e:
+        text = "credentials come from the environment, of the head and of every node; the bucket must be there"
+        raise ConfigError(source, _KEY, str(e), text) from None
