@@ -210,6 +210,7 @@ class Scheduler:
             if isinstance(e.cause, (ray.exceptions.RayActorError, StoreFull)):
                 raise e.cause from None  # nothing can be published any more
             self._fail(running, first_line(e.cause or e))
+            self._judge(running.node, running.trial, valid=False)
         except ray.exceptions.WorkerCrashedError:
             reason = f"Ray's worker on node {running.node.name} was killed, or crashed"
             self._fail(running, reason, self._policy.attempts)
