@@ -31,6 +31,7 @@ _NAME = re.compile(r"osn-(\d+)-(\d+)")
 _NETNS = Path("/run/netns")
 _MIB = 1 << 20
 _PROGRAMS = ("ip", "unshare", "nsenter", "losetup")
+_UNSHARE = ("unshare", "--mount", "--uts", "--pid", "--mount-proc", "--fork", "--kill-child")
 
 
 @cache
@@ -41,16 +42,23 @@ def obstacle() -> str | None:
     if missing := [name for name in _PROGRAMS if not shutil.which(name)]:
         return f"network namespaces need {', '.join(missing)}: apt-get install iproute2 util-linux"
     tried = f"osn-{os.getpid()}-tried"
-    done = subprocess.run(["ip", "netns", "add", tried], capture_output=True, text=True)
-    if done.returncode:
-        return f"ip netns add: {done.stderr.strip()}"
-    bridge = subprocess.run(["ip", "-n", tried, "link", "add", "br0", "type", "bridge"], capture_output=True, text=True)
-    _ip("netns", "del", tried)
-    return f"ip link add type bridge: {bridge.stderr.strip()}" if bridge.returncode else None
+    try:
+        _ip("netns", "add", tried)
+        _ip("-n", tried, "link", "add", "br0", "type", "bridge")
+        _run("nsenter", f"--net={_NETNS / tried}", *_UNSHARE, "true")
+    except subprocess.CalledProcessError as e:
+        return f"{' '.join(e.cmd)}: {e.stderr.strip()}"
+    finally:
+        subprocess.run(["ip", "netns", "del", tried], capture_output=True)
+    return None
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, text=True)
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    _run("ip", *arguments)
 
 
 #: What a host runs, as an argument list.
@@ -180,8 +188,8 @@ class Host:
         self.mend()
         setup = {"hostname": self.name, "before": self._mounts(), "service": list(self._service(self))}
         setup["down"] = str(self._down)
-        argv = ["nsenter", f"--net={_NETNS / self._space}", "unshare", "--mount", "--uts", "--pid", "--mount-proc"]
-        argv += ["--fork", "--kill-child", sys.executable, str(ROOT / "tests" / "namespace_init.py"), json.dumps(setup)]
+        argv = ["nsenter", f"--net={_NETNS / self._space}", *_UNSHARE]
+        argv += [sys.executable, str(ROOT / "tests" / "namespace_init.py"), json.dumps(setup)]
         self.log.write_text("")
         with self.log.open("ab") as log:
             options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "preexec_fn": die_with_parent}
@@ -217,7 +225,7 @@ class Host:
         return int(Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text())
 
     def start(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command on the host; the process returned is not it, but ends with it: see `child_of`."""
+        """Start a command on the host; the process returned is not it, but ends with its exit code."""
         enter = ["nsenter", f"--target={self.first}", "--net", "--mount", "--uts", "--pid", f"--wdns={ROOT}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.environment}
         return subprocess.Popen([*enter, *argv], cwd=ROOT, **(pipes | options))
@@ -239,13 +247,13 @@ class Host:
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         return found
 
-    def kill(self, *words: str) -> list[str]:
-        """SIGKILL the host's processes whose command line has one of these words in it; return what they were."""
+    def kill(self, *words: str, number: int = signal.SIGKILL) -> list[str]:
+        """Signal the host's processes whose command line has one of these words in it; return what they were."""
         victims = {pid: line for pid, line in self.processes().items() if any(word in line for word in words)}
         victims.pop(self.first, None)
         for pid in victims:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
         return list(victims.values())
 
     def stop_service(self) -> None:

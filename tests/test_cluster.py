@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -133,14 +134,16 @@ def with_another_line(net):
     return {"tasks": folder}
 
 
-def test_driver_killed(cluster):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, 137)])
+def test_driver_ended(cluster, number, code):
     process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]")
     attempt = measuring(cluster, cluster.two)
-    assert cluster.head.kill(" sweep tests/cluster.yaml")
+    assert len(cluster.head.kill(" sweep tests/cluster.yaml", number=number)) == 1
     seconds = attempt.gone_after_s()
-    print(f"driver SIGKILL, on another node: nothing was left after {seconds:.1f} s")
+    print(f"driver {number.name}, attempt on another node: nothing was left after {seconds:.1f} s")
     assert seconds < LIMIT_S
-    process.communicate()
+    process.communicate(timeout=60)
+    assert process.returncode % 256 in (code, 256 - number)
 
 
 def test_raylet_killed(cluster):
@@ -155,7 +158,7 @@ def test_raylet_killed(cluster):
     code = process.wait(120)
     assert (code, errors.text()) == (0, "")
     assert "2 trials: 2 valid" in lines.text()
-    check_each_once(cluster)
+    check_each_once(cluster, lines.text())
 
 
 def measuring(cluster, host):
@@ -185,12 +188,17 @@ def test_faults(cluster):
     told(begin, "the sweep has ended")
     assert (code, errors.text()) == (0, "")
     assert "6 trials: 6 valid" in lines.text()
-    check_each_once(cluster)
+    check_each_once(cluster, lines.text())
+    where = {r["id"]: (r["node"]["hostname"], r["attempt"]) for r in cluster.records()}
+    assert where["fs=xfs,rep=1"] == ("late", 2)
+    assert where["fs=xfs,rep=2"] == ("late", 1)
+    assert where["fs=btrfs,rep=1"] == ("three", 2)
+    assert where["fs=btrfs,rep=2"] == ("three", 1)
 
 
 def test_the_head_is_lost_and_the_sweep_resumed(cluster):
     """The sweep ends by itself and says what is kept; the nodes clean up, join the new head, run what is missing."""
-    arguments = ["grid.storage.fs=[btrfs]", "limits.memory=256MiB", "repeats=3"]
+    arguments = ["grid.storage.fs=[btrfs]", "limits.memory=256MiB", "repeats=3", *FEW_SECONDS]
     process = cluster.start(*arguments)
     lines, errors = Lines(process.stdout), Lines(process.stderr)
     lines.wait_for("2/3")
@@ -214,17 +222,22 @@ def test_the_head_is_lost_and_the_sweep_resumed(cluster):
     print(out, err)
     assert code == 0
     assert "3 trials: 3 valid" in out
-    check_each_once(cluster)
+    check_each_once(cluster, lines.text() + out)
     assert kept in cluster.records()
 
 
-def check_each_once(cluster):
+def check_each_once(cluster, said):
+    """Every trial of the plan is valid and was finished once; what was given up before has published nothing."""
     records = cluster.records()
     plan = json.loads((cluster.latest() / "run.json").read_text())["plan"]
     assert sorted(r["id"] for r in records) == sorted(p["id"] for p in plan)
     for record in records:
         assert record["verdict"] == {"state": "valid", "reasons": []}
         assert record["storage"]["fs"] == record["cell"]["fs"]
+        assert said.count(f"✓ {record['id']}\n") == 1
+    given_up = [json.loads(p.read_text()) for p in cluster.latest().glob("superseded/*/trial.json")]
+    assert all(r["verdict"]["state"] == "failed" and "gone" in r["verdict"]["reasons"][0] for r in given_up)
+    assert not list(cluster.latest().glob("incoming/*"))
 
 
 def told(begin, what):
