@@ -121,9 +121,9 @@ def test_where_files_cannot_be_linked_they_are_copied(
 
     monkeypatch.setattr("os.link", elsewhere)
     path = merged(taken([first.folder, second.folder]), None, [])
-    for world in two:
-        for file in world.folder.glob("trials/*/trial.json"):
-            copy = path / file.relative_to(world.folder)
+    for source in two:
+        for file in source.folder.glob("trials/*/trial.json"):
+            copy = path / file.relative_to(source.folder)
             assert copy.read_bytes() == file.read_bytes()
             assert not os.path.samefile(copy, file)
 
