@@ -32,6 +32,7 @@ examples
 
 states
   finished, stopped, interrupted   as its driver left it; stopped: by --max-failures or --fail-fast
+  broken                           Ray, the head or its disk gave out; --resume goes on with it
   running                          its driver lives
   died                             its driver was killed, or its machine went down; --resume goes on with it
   merged, imported                 made of other runs, or of other tools' traces

@@ -109,6 +109,25 @@ def test_trials_are_linked_and_nothing_is_moved(two: tuple[World, World]) -> Non
     assert any("valid in one run and not in another" in note for note in found.notes)
 
 
+def test_where_files_cannot_be_linked_they_are_copied(
+    two: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two
+    finish(first, "2026-11-20T22:00:00+00:00", {"n=1,rep=1": "valid"})
+    finish(second, "2026-11-21T22:00:00+00:00", {"n=2,rep=1": "valid"})
+
+    def elsewhere(*_: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", elsewhere)
+    path = merged(taken([first.folder, second.folder]), None, [])
+    for source in two:
+        for file in source.folder.glob("trials/*/trial.json"):
+            copy = path / file.relative_to(source.folder)
+            assert copy.read_bytes() == file.read_bytes()
+            assert not os.path.samefile(copy, file)
+
+
 def test_of_two_valid_ones_that_are_the_same_the_newest_is_taken(two: tuple[World, World]) -> None:
     first, second = two
     second.halves["n2"] = HALF
