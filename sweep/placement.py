@@ -16,6 +16,7 @@ from sweep.plan import Grid, Trial
 from tasks import workloads
 from tasks.machine import NEEDS_ROOT, Offer, Place
 from tasks.mounts import options_not_in_force
+from tasks.node_config import NodeConfigError
 from tasks.scratch import unlisted
 from tasks.spec import ANY_FILESYSTEM, Backing, Storage, StorageKind, node_of, storage_of
 from tasks.storage import SPARE_BYTES, TMPFS_DIR
@@ -165,7 +166,10 @@ def _tracer(wanted: str, have: set[str]) -> str:
 def _folder_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[str]]:
     """Return the drives under a trial's image, or its directory, and what stands in its way there."""
     storage = demand.storage
-    ground = _ground(storage, offer)
+    try:
+        ground = _ground(storage, offer)
+    except NodeConfigError as e:
+        return (), [str(e)]
     # Of another machine's folders nothing is known here; there the trial itself says so.
     if storage.path and offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
         return (), [f"storage.path: {storage.path} is no folder on this node"]

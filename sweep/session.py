@@ -68,10 +68,14 @@ def clear(path: Path) -> None:
 
 
 def _is_rays(process: Path) -> bool:
-    """Say whether a process (its folder in /proc) is this user's and runs our interpreter or a program of Ray's."""
+    """Say whether a process (its folder in /proc) is this user's and one of Ray's own.
+
+    Not a driver, which has such files open as well: when a head ends, the drivers on that machine have to tell of it.
+    """
     program = os.readlink(process / "exe")
-    ours = program == os.path.realpath(sys.executable) or "/ray/core/" in program
-    return ours and process.stat().st_uid == os.getuid()
+    said = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    named = program == os.path.realpath(sys.executable) and (said.startswith(("ray::", "ray-")) or "/ray/" in said)
+    return (named or "/ray/core/" in program) and process.stat().st_uid == os.getuid()
 
 
 def _users_of(path: Path) -> list[int]:

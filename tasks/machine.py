@@ -111,7 +111,7 @@ class Offer:
         return max(holding, key=lambda p: len(p.path), default=None)
 
     def folder_for(self, fs: str) -> str:
-        """Return where a trial without a path works on an existing filesystem."""
+        """Return where a trial without a path works on an existing filesystem; raises NodeConfigError: nowhere."""
         return NodeConfig(storage=self.storage).folder_for(fs) or self.state_dir
 
     @property

@@ -53,10 +53,22 @@ class NodeConfig:
     name: str | None = None
     cache: str | None = None
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folders for trials without a path, by filesystem."""
+        return {name: folder for name, folder in self.storage.items() if name != IMAGES}
+
     def folder_for(self, fs: str) -> str | None:
-        """Return the folder for trials on the filesystem `fs`, the first one for `auto`; None: the state folder."""
-        by_fs = {name: folder for name, folder in self.storage.items() if name != IMAGES}
-        return next(iter(by_fs.values()), None) if fs == ANY_FILESYSTEM else by_fs.get(fs)
+        """Return the folder for trials on the filesystem `fs`, the first one for `auto`; None: the state folder.
+
+        A node that names folders uses no other: raises NodeConfigError where none of them is for `fs`.
+        """
+        if not self.folders:
+            return None
+        if fs != ANY_FILESYSTEM and fs not in self.folders:
+            names = ", ".join(self.folders)
+            raise NodeConfigError(f"storage.fs: this node names no folder for {fs}, only for {names}: say storage.path")
+        return next(iter(self.folders.values())) if fs == ANY_FILESYSTEM else self.folders[fs]
 
     @property
     def images(self) -> str | None:

@@ -64,7 +64,11 @@ def test_a_trial_without_a_path_works_in_the_nodes_folder_for_its_filesystem():
     assert isinstance(found, Placement)
     assert found.drives == ("nvme0n1",)
     assert placed(in_directory("auto"), offer).drives == ("nvme0n1",)
-    assert placed(in_directory("ext4"), offer).drives == ("vda",)
+    assert placed(in_directory("ext4"), an_offer()).drives == ("vda",)  # the state folder's
+    # the state folder is no drive that its owner wants measured
+    assert placed(in_directory("ext4"), offer) == [
+        "storage.fs: this node names no folder for ext4, only for xfs: say storage.path"
+    ]
 
 
 def test_a_folder_on_another_filesystem_than_it_is_named_for_is_refused():
@@ -75,7 +79,8 @@ def test_a_folder_on_another_filesystem_than_it_is_named_for_is_refused():
 def test_the_trial_itself_works_where_it_was_placed(node_file, tmp_path):
     node_file(f"storage: {{xfs: {tmp_path}, loop: {tmp_path}/state}}")
     assert base_dir(Storage(kind=StorageKind.directory, fs="xfs")) == tmp_path
-    assert base_dir(Storage(kind=StorageKind.directory, fs="ext4")) == tmp_path / "state"
+    with pytest.raises(NodeConfigError, match="names no folder for ext4, only for xfs"):
+        base_dir(Storage(kind=StorageKind.directory, fs="ext4"))
     assert base_dir(Storage(fs="xfs")) == tmp_path / "state"
 
 
