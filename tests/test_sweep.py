@@ -68,6 +68,41 @@ def test_bpftrace_under_ray(machine):
     assert "1 trial: 1 valid" in out
 
 
+@pytest.fixture
+def nothing_kept(machine):
+    """Removes in the end what a test kept."""
+    yield
+    argv = [sys.executable, "-m", "tasks.kept", "--remove"]
+    subprocess.run(argv, cwd=ROOT, check=True, env=machine.environment)
+
+
+def test_some_trials_with_a_warmup_their_files_kept(machine, nothing_kept):
+    """Of four cells two make no sense and one is not selected; the warm-up of the last is run and not counted."""
+    sizes = "grid.storage.image_size=[384MiB,64MiB]"
+    extra = ["warmups=1", "repeats=2", "on_impossible=skip", "--only", "fs == xfs and rep != 2", "--keep"]
+    code, out, err = machine.run(*SMALL, sizes, *extra)
+    assert (code, err) == (0, "")
+    assert "1 trial: 1 valid\n1 warm-up, not counted: 1 valid" in out
+    run = machine.latest()
+    record = json.loads((run / "run.json").read_text())
+    ids = [f"fs=xfs,image_size=384MiB,{which}=1" for which in ("warmup", "rep")]
+    assert [entry["id"] for entry in record["plan"]] == ids
+    assert [one["id"] for one in record["skipped"]] == [f"fs={fs},image_size=64MiB" for fs in ("ext4", "xfs")]
+    assert record["selection"] == {"only": ["fs == xfs and rep != 2"], "trials": []}
+    assert set(pl.read_parquet(run / "summary.parquet")["trial"]) == {ids[1]}
+    assert "1 trial run first and not counted: 1 valid" in (run / "report.md").read_text()
+    held = Path("/proc/mounts").read_text() + subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout
+    assert "offload-sweep-kept-" not in held
+    trials = [json.loads(path.read_text()) for path in run.glob("trials/*/trial.json")]
+    folders = [Path(trial["kept"]["path"]) for trial in trials]
+    assert len(folders) == 2
+    for trial, folder in zip(trials, folders, strict=True):
+        assert (folder / "disk.img").stat().st_size == 384 << 20
+        argv = [sys.executable, *trial["kept"]["remove"][1:]]
+        subprocess.run(argv, cwd=ROOT, check=True, env=machine.environment)
+        assert not folder.exists()
+
+
 def test_sigint_keeps_what_is_finished_and_leaves_nothing_behind(machine):
     process = machine.start(*SMALL, "repeats=3")
     published = machine.latest() / "trials"
