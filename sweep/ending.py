@@ -24,7 +24,8 @@ def conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any])
     """Say how a run went, given its records by trial and what was drawn; return the exit code."""
     states = [r["verdict"]["state"] for r in records.values() if not r["warmup"]]
     warm = [r["verdict"]["state"] for r in records.values() if r["warmup"]]
-    print(f"{counted(len(states), 'trial')}: {_counts(states)}")
+    if states or not warm:
+        print(f"{counted(len(states), 'trial')}: {_counts(states)}")
     if warm:
         print(f"{counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
     for reason, names in by_reason(drawn["ruled_out"].items()).items():

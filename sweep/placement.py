@@ -219,7 +219,10 @@ def _space_obstacles(demand: Demand, ground: Place) -> list[str]:
         needed, key, wrong = parse_bytes(storage.image_size), "storage.image_size", []
     if needed + SPARE_BYTES > ground.free_bytes:
         text = f"{format_bytes(needed)} and {format_bytes(SPARE_BYTES)} to spare do not fit into the"
-        wrong.append(f"{key}: {text} {format_bytes(ground.free_bytes)} free on {ground.path}")
+        left = (
+            f"; --keep left {format_bytes(ground.kept_bytes)} there: python -m tasks.kept" if ground.kept_bytes else ""
+        )
+        wrong.append(f"{key}: {text} {format_bytes(ground.free_bytes)} free on {ground.path}{left}")
     return wrong
 
 

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def notes() -> list[dict[str, Any]]:
         else:
             file.unlink(missing_ok=True)
     return sorted(found, key=lambda note: (note["since"], note["name"]))
+
+
+def room() -> Counter[str]:
+    """Return the bytes that are kept on this node, by the path of the mount they lie on."""
+    found: Counter[str] = Counter()
+    for note in notes():
+        found[mount_of(note["path"]).path] += note["size_bytes"]
+    return found
 
 
 def remove(note: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import async_io, cgroup, fio, node_config, scratch
+from tasks import async_io, cgroup, fio, kept, node_config, scratch
 from tasks.device import Device, leaf_drives
 from tasks.discard import can_discard
 from tasks.errors import StorageError
@@ -74,6 +74,7 @@ class Place:
     ram_backed: bool
     options: str = ""
     discards: bool = False
+    kept_bytes: int = 0
 
 
 @dataclass
@@ -237,7 +238,7 @@ def _tracer_obstacles(root: str | None) -> dict[str, str | None]:
 def _places() -> list[Place]:
     """Return every mounted filesystem that could hold files, those without a drive below them too."""
     found = {}
-    among = mounts()
+    among, left = mounts(), kept.room()
     for path in dict.fromkeys(m.path for m in among):
         mount = mount_of(path, among)
         if mount.fs in _NO_FILES or f"/{FOLDER_PREFIX}" in path:
@@ -245,7 +246,8 @@ def _places() -> list[Place]:
         try:
             numbers, free_bytes = device_numbers(path), shutil.disk_usage(path).free
             in_memory, discards = mount.fs == "tmpfs", can_discard(*numbers)
-            found[path] = Place(path, mount.fs, leaf_drives(*numbers), free_bytes, in_memory, mount.options, discards)
+            facts = (leaf_drives(*numbers), free_bytes, in_memory, mount.options, discards, left[path])
+            found[path] = Place(path, mount.fs, *facts)
         except OSError:
             continue  # not ours to look into, such as another user's FUSE mount
     return list(found.values())

