@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise UserError(f"command line: --run {args.run} says which run to go on with: add --resume")
     sweep = config.load(args.conf, args.overrides)
     plan, selection = Grid(sweep), Selection(tuple(args.only), tuple(args.trial))
-    plan.select(selection.of(plan.trials, sweep))
+    plan.select(selection.of(plan.trials, sweep, plan.skipped))
     results = results_of(sweep.shared, args.results)
     if args.dry_run:
         resumed = find(results, sweep.name, args.run) if args.resume else None

@@ -37,11 +37,14 @@ class Selection:
         """Return what a run records; None where nothing is left out."""
         return {"only": [*self.only], "trials": [*self.trials]} if self else None
 
-    def of(self, trials: Sequence[Trial], sweep: Sweep) -> tuple[Trial, ...]:
-        """Return those of the trials that are selected, in their order; ConfigError where a word names none of them."""
+    def of(self, trials: Sequence[Trial], sweep: Sweep, skipped: Sequence[tuple[str, str]] = ()) -> tuple[Trial, ...]:
+        """Return those of the trials that are selected, in their order; ConfigError where a word names none of them.
+
+        `skipped` are the cells that the sweep leaves out, each with the reason.
+        """
         if not self:
             return tuple(trials)
-        named = _named(self.trials, trials)
+        named = _named(self.trials, trials, dict(skipped))
         met: Counter[str] = Counter()
         tests = [(text, _test(text, trials, sweep)) for text in self.only]
         words = _Words(sweep)
@@ -59,11 +62,13 @@ class Selection:
 _PLACE, _LISTED = "command line", "--dry-run lists them"
 
 
-def _named(wanted: Sequence[str], trials: Sequence[Trial]) -> set[str]:
+def _named(wanted: Sequence[str], trials: Sequence[Trial], skipped: Mapping[str, str]) -> set[str]:
     """Return the ids of the trials that are called so, by id or by the name of their folder."""
     by_name = {name: trial.id for trial in trials for name in (trial.slug, trial.id)} if wanted else {}
     for name in wanted:
         if name not in by_name:
+            if reason := skipped.get(name.rpartition(",")[0]):
+                raise ConfigError(_PLACE, "--trial", f"{name!r} is left out as impossible: {reason}")
             near = _nearest(name, [trial.id for trial in trials])
             hint = f"did you mean {near!r}? {_LISTED}" if near else _LISTED
             raise ConfigError(_PLACE, "--trial", f"none of the {len(trials)} trials is {name!r}", hint)

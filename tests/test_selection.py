@@ -112,6 +112,17 @@ def test_what_names_nothing_is_refused(sweep: Sweep, trials: Any, selection: Sel
     assert said in str(caught.value)
 
 
+def test_a_trial_that_the_sweep_leaves_out_is_told_so(tmp_path: Path) -> None:
+    keys = {"grid": {"storage.image_size": ["1GiB", "1MiB"]}, "scenarios": {}, "on_impossible": "skip"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(KEYS | keys))
+    sweep = config.load(str(tmp_path / "s.yaml"))
+    grid = Grid(sweep)
+    with pytest.raises(
+        ConfigError, match=r"'image_size=1MiB,rep=2' is left out as impossible: storage.image_size: 1 M"
+    ):
+        Selection((), ("image_size=1MiB,rep=2",)).of(grid.trials, sweep, grid.skipped)
+
+
 def test_two_scenarios_with_axes_of_one_name(tmp_path: Path) -> None:
     scenarios = {
         "a": {"grid": {"workload.queue_depth": [1]}},
