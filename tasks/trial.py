@@ -425,6 +425,9 @@ class _Trial:
             return f"{job.process} ran longer than limits.time_limit_s ({limit_s} s) and was stopped", span
         if code and is_full(offload_dir):
             return f"the filesystem under test was full; {job.process} ended with {exit_in_words(code)}", span
+        if code and is_full(self._spool):
+            text = f"this node's disk was full ({self._spool}); {job.process} ended with {exit_in_words(code)}"
+            return text, span
         return (f"{job.process} ended with {exit_in_words(code)}" if code else None), span
 
     def _drain(self, found: Volume) -> Span:
