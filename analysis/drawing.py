@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import stacks
-from analysis.figures import ALWAYS, WITH_TABLE, Drawn, by_hand, draw, figure
+from analysis.figures import ALWAYS, MOST_BESIDES, WITH_TABLE, Drawn, by_hand, draw, figure
 from analysis.figures.metric import numeric_axes
 from analysis.report import write_report
 from analysis.run import Run, load_run
@@ -37,9 +37,13 @@ def draw_run(run_dir: str | Path, figures: Sequence[str] | None = None) -> dict[
         figure(name) if figures is None else by_hand(run, name)
     drawn: list[Drawn] = draw(run, names, run.path / "figures", besides)
     report = write_report(run, drawn) if figures is None else None
+    ruled_out = {one.name: one.reason for one in drawn if one.reason}
+    if besides and len(run.published) > MOST_BESIDES:
+        asked = f"python -m analysis {run.path} --figures timeline,sizes draws all"
+        ruled_out["timeline and sizes of every trial"] = f"the first {MOST_BESIDES} are drawn unasked; {asked}"
     return {
         "run": str(run.path),
         "report": str(report) if report else None,
         "figures": {one.name: {kind: str(path) for kind, path in one.files.items()} for one in drawn},
-        "ruled_out": {one.name: one.reason for one in drawn if one.reason},
+        "ruled_out": ruled_out,
     }

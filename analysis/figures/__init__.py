@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -44,6 +45,9 @@ FIGURES = {
 }
 #: Drawn for every trial, whatever a sweep asks for, unless a figure that was asked for holds them.
 ALWAYS = ("timeline", "sizes")
+
+#: So many charts of a figure are drawn unasked: those of thousands of trials would take hours, and fill no screen.
+MOST_BESIDES = 200
 #: Drawn too where a trial of the run has this table.
 WITH_TABLE = {"roles": "extents"}
 #: Names that may go on, after a colon, with what is to be drawn.
@@ -125,13 +129,13 @@ def draw(run: Run, names: Sequence[str], out_dir: Path, besides: Sequence[str] =
     """Draw the named figures of `run` into `out_dir`, each chart as HTML, SVG, PDF and PNG.
 
     Those of `besides` follow, but for charts that are parts of one that is drawn by then: each takes half a second and
-    more than a megabyte.
+    more than a megabyte. Of each of these, the first `MOST_BESIDES` are drawn.
     """
     drawn: list[Drawn] = []
     held: set[tuple[str, str | None]] = set()
     for name in dict.fromkeys([*names, *besides]):
         one = figure(name)
-        for panel in one.charts(run):
+        for panel in islice(one.charts(run), None if name in names else MOST_BESIDES):
             if name in names or (name, panel.trial) not in held:
                 drawn.append(_save(one.NAME, panel, out_dir))
                 held |= {(part, panel.trial) for part in drawn[-1].holds if drawn[-1].reason is None}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from analysis import AnalysisError, load_run
+from analysis.drawing import draw_run
 from analysis.figures import FIGURES, FORMATS, draw, fig2, figure, sizes
 from analysis.figures import bandwidth as bandwidth_figure
 from analysis.figures.spans import merged, strip_rows
@@ -50,6 +51,20 @@ def test_the_registry_knows_its_figures_and_the_nearest_name() -> None:
         figure("bandwith")
     with pytest.raises(AnalysisError, match="there are fig2, fig3, fig4, fig5, fig6, "):
         figure("42")
+
+
+def test_of_many_trials_some_are_drawn_unasked_and_all_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, sizes=SMALL)
+    for module in ("analysis.figures", "analysis.drawing"):
+        monkeypatch.setattr(f"{module}.MOST_BESIDES", 1)
+    told = draw_run(run)
+    assert len([name for name in told["figures"] if name.startswith("timeline")]) == 1
+    assert "the first 1 are drawn unasked" in told["ruled_out"]["timeline and sizes of every trial"]
+    assert Path(told["report"]).exists()
+    asked = draw_run(run, ["timeline"])
+    assert len(asked["figures"]) == len(load_run(run).published) > 1
 
 
 def test_fig2_means_total_bytes_over_total_time_of_valid_repeats(made: Run) -> None:
