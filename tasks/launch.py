@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from tasks.state import state_dir
 from tasks.supervisor import Request
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+#: How long a cancelled task may take to notice; it waits in the kernel until then.
+_MOMENT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,22 @@ def _opened(first: Request) -> socket.socket:
     return near
 
 
-def _outcome(events: Any, announce: Callable[[str], None]) -> Outcome:
+def _lines(events: BinaryIO) -> Iterator[bytes]:
+    """Yield lines as they come, awake every moment: Ray tells a task that it is cancelled between two of its steps."""
+    rest = b""
+    while True:
+        if not select.select([events], [], [], _MOMENT_S)[0]:
+            continue
+        piece = os.read(events.fileno(), 1 << 16)
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+
+
+def _outcome(events: BinaryIO, announce: Callable[[str], None]) -> Outcome:
     doing = "starting"
-    for line in events:
+    for line in _lines(events):
         event = json.loads(line)
         if event["event"] in ("phase", "alive"):
             doing = event.get("text", doing)

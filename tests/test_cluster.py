@@ -136,12 +136,13 @@ def with_another_line(net):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, 137)])
 def test_driver_ended(cluster, number, code):
-    process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]")
+    """The attempt on another node hears of it at once, not with its next word or its end."""
+    process = cluster.start("limits.memory=256MiB", "grid.storage.fs=[xfs]", "workload.values.size=160m")
     attempt = measuring(cluster, cluster.two)
     assert len(cluster.head.kill(" sweep tests/cluster.yaml", number=number)) == 1
     seconds = attempt.gone_after_s()
     print(f"driver {number.name}, attempt on another node: nothing was left after {seconds:.1f} s")
-    assert seconds < LIMIT_S
+    assert seconds < LIMIT_S / 3
     process.communicate(timeout=60)
     assert process.returncode % 256 in (code, 256 - number)
 
