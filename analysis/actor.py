@@ -35,6 +35,10 @@ class AnalysisActor:
         """See `RunStore.update`."""
         self._store.update(fields)
 
+    def meet(self, node: Mapping[str, Any]) -> None:
+        """See `RunStore.meet`."""
+        self._store.meet(node)
+
     def expect(self, slug: str, token: str) -> None:
         """See `RunStore.expect`."""
         self._store.expect(slug, token)

@@ -147,6 +147,11 @@ class RunStore:
         with self._telling_when_full():
             write_bytes(self._path / "run.json", json.dumps(self._record, indent=1).encode(), durably=True)
 
+    def meet(self, node: Mapping[str, Any]) -> None:
+        """Take a node that joined late among those of `run.json`, in place of what it said of itself before."""
+        others = [one for one in self._record.get("nodes") or [] if one.get("hostname") != node["hostname"]]
+        self.update({"nodes": [*others, node]})
+
     def expect(self, slug: str, token: str) -> None:
         """Let the attempt `token`, and no earlier one, write to the trial `slug`."""
         if not (_SLUG.fullmatch(slug) and _SLUG.fullmatch(token)):

@@ -128,9 +128,10 @@ class Growing:
     def write(self) -> None:
         """Write what has gathered. The file is copied as a stream: memory does not grow with the run."""
         begin_s = time.monotonic()
-        if self._rows:
-            _append(self._path, self._rows)
-            self._rows.clear()
+        rows, self._rows = self._rows, {}
+        self._next_s = begin_s + _REFRESH_S  # where it cannot be written, too: what is lost is computed by readers
+        if rows:
+            _append(self._path, rows)
         took_s = time.monotonic() - begin_s
         self._next_s = begin_s + max(_REFRESH_S, took_s / _REFRESH_SHARE)
 

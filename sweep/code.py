@@ -31,8 +31,10 @@ def digest(value: Any) -> str:
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the code that a node runs: `tasks` with its scripts, and the schemas."""
-    return digest(_hashes())
+    """Return a hash of this package's code, all of it: a node runs what its trials depend on, and what sends them."""
+    root = Path(tasks.__file__).parent.parent
+    modules = [p for name in ("analysis", "sweep") for p in sorted((root / name).rglob("*.py"))]
+    return digest(_hashes() | {_path_of(file, root): _hash(file) for file in modules})
 
 
 def code_of(config: Mapping[str, Any]) -> Mapping[str, str]:

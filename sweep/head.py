@@ -40,6 +40,8 @@ def _watch(address: str, conclude: Callable[[str], int], stop: threading.Event) 
             seen_s = time.monotonic()
         elif time.monotonic() - seen_s > _GONE_S and not stop.is_set():
             code = conclude(f"the head of the cluster, {address}, has not answered for {_GONE_S:.0f} s")
+            if sys.stdout.isatty():
+                sys.stdout.write("\x1b[?25h")  # the cursor, which the live display hides
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)  # Ray would wait for the head, and then end this process itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ _LOOK_S = 2.0
 
 #: How long a node may take to answer before that is said, and, once another has answered, before it is not waited for.
 _ANSWER_LIMIT_S = 60.0
+
+#: After how long a node that could not take part is asked again: what was wrong may have been mended.
+_REFUSAL_S = 60.0
 _GRACE_S = 20.0
 
 
@@ -109,7 +113,8 @@ class Membership:
         self._local = started_locally
         #: Ray's id of each, and its machine's label once the list of nodes was read.
         self._known: dict[str, str | None] = {node.ray_id: None for node in nodes if node.ray_id is not None}
-        self._refused: set[str] = set()
+        #: Until when nobody asks again, by Ray's id of those that cannot take part.
+        self._refused: dict[str, float] = {}
         #: Ray's ids of those that cannot take part and of which that was said before.
         self._told = set() if started_locally else {entry["NodeID"] for entry in candidates()}
         self._inquiry = Inquiry()
@@ -138,22 +143,24 @@ class Membership:
         for ray_id in [known for known in self._known if known not in alive]:
             self._lose(ray_id, changes)
         self._known = {ray_id: _machine(alive[ray_id]) for ray_id in self._known}
-        self._refused &= set(alive)
+        now_s = time.monotonic()
+        self._refused = {ray_id: end_s for ray_id, end_s in self._refused.items() if ray_id in alive and now_s < end_s}
         self._inquiry.forget_all_but(alive)
-        for ray_id in alive.keys() - self._known.keys() - self._refused - self._inquiry.ids():
+        for ray_id in alive.keys() - self._known.keys() - self._refused.keys() - self._inquiry.ids():
             self._inquiry.ask(alive[ray_id])
 
     def _take(self, answer: Answer, changes: Changes) -> None:
         if answer.node is None:
-            self._refused.add(answer.ray_id)
+            self._refused[answer.ray_id] = time.monotonic() + _REFUSAL_S
             told = answer.ray_id in self._told or (answer.machine and answer.machine in self._known.values())
+            self._told.add(answer.ray_id)
             if not told:
                 changes.refused.append(str(answer.refusal))
             return
         # A machine whose Ray was started anew: Ray lists its old entry as alive for up to a minute more.
         for ray_id in [known for known, machine in self._known.items() if machine and machine == answer.machine]:
             self._lose(ray_id, changes)
-            self._refused.add(ray_id)
+            self._refused[ray_id] = math.inf
         self._known[answer.ray_id] = answer.machine
         changes.joined.append(answer.node)
 

@@ -68,6 +68,7 @@ def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
     def announce(text: str) -> None:
         actor.note.remote(spec.token, text)
 
+    announce("starting")
     for problem in lease.reap():
         announce(f"an earlier attempt's leftover cannot be removed: {problem}")
     if home := _answer(actor.home.remote()):

@@ -9,8 +9,8 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,9 @@ _LEAST_FREE_BYTES = 64 << 20
 
 #: How long this machine's attempts get to clean up after Ray has ended.
 _CLEAN_LIMIT_S = 60.0
+
+#: How long the actor gets to close a run that is cut short: its disk may hang.
+_FINISH_LIMIT_S = 60.0
 
 
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
@@ -132,7 +135,7 @@ class _Run:
         from analysis import actor as analysis_actor
 
         record, text = new_record(self.sweep, self.plan, self.folder, nodes, self.options), as_yaml(self.sweep)
-        with interrupt.deferred():
+        with interrupt.deferred(), _told_by_the_actor(self.folder):
             actor = analysis_actor.start(str(self.folder), self.sweep.shared)
             if resumed:
                 ray.get(actor.resume.remote(resumed.fields(record), text, resumed.aside()))
@@ -193,7 +196,19 @@ def _stop(scheduler: Scheduler, actor: Any, state: str) -> None:
     interrupt.ignore()
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
-        ray.get(actor.finish.remote({"state": state, "ended": now()}))
+        ray.get(actor.finish.remote({"state": state, "ended": now()}), timeout=_FINISH_LIMIT_S)
+
+
+@contextmanager
+def _told_by_the_actor(folder: Path) -> Iterator[None]:
+    """Raise ConfigError where the actor cannot make or open the run's folder, as on a disk that takes no more files."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as e:
+        why = first_line(getattr(e, "cause", None) or e)
+        raise ConfigError("--results", None, f"the run's folder {shown(folder)} cannot be used: {why}") from None
 
 
 def _new_folder(results: Path, name: str) -> Path:

@@ -30,6 +30,9 @@ _PATIENT_S = 10.0
 #: An attempt says every few seconds that it lives; after this much silence its node is given up.
 _SILENCE_LIMIT_S = 120.0
 
+#: What an attempt may take beside its job's time limit: an image, a ceiling, a long trace decoded and sent.
+_BESIDE_S = 7200
+
 #: How long interrupted attempts get to clean up.
 _STOP_S = 60.0
 
@@ -96,7 +99,7 @@ class Scheduler:
         self._rests_until: dict[tuple[NodeId, str], float] = {}
         self._asked: Any = None
         self._asked_s = self._stranded_s = 0.0
-        self._failures, self._missed = 0, set[str]()
+        self._failed, self._missed = set[str](), set[str]()
         self.records: dict[str, Mapping[str, Any]] = dict(finished or {})
         self._homes = {node.name: node for node in reversed(placements.nodes)} if finished else {}
 
@@ -115,9 +118,9 @@ class Scheduler:
     def stopped_by(self) -> str | None:
         """Why trials were not run, in words; None where all were."""
         limit = 1 if self._policy.fail_fast else self._policy.max_failures
-        if limit is None or self._failures < limit:
+        if limit is None or len(self._failed) < limit:
             return None
-        return f"{counted(self._failures, 'trial')} failed or {'is' if self._failures == 1 else 'are'} not valid"
+        return f"{counted(len(self._failed), 'trial')} failed or {'is' if len(self._failed) == 1 else 'are'} not valid"
 
     def stop(self) -> None:
         """Cancel what runs and wait until its nodes are clean."""
@@ -209,31 +212,32 @@ class Scheduler:
         except ray.exceptions.RayTaskError as e:
             if isinstance(e.cause, (ray.exceptions.RayActorError, StoreFull)):
                 raise e.cause from None  # nothing can be published any more
-            self._fail(running, first_line(e.cause or e))
-            self._judge(running.node, running.trial, valid=False)
+            self._judge(running, self._fail(running, first_line(e.cause or e)))
         except ray.exceptions.WorkerCrashedError:
             reason = f"Ray's worker on node {running.node.name} was killed, or crashed"
-            self._fail(running, reason, self._policy.attempts)
+            self._judge(running, self._fail(running, reason, self._policy.attempts))
         except ray.exceptions.RayError:
             # Of the node, then: Ray may list it as alive for a while yet, and must not be given its trials again.
             self._running[ref] = running
-            if self._membership:
-                self._membership.doubt(running.node.ray_id)
-            self._lose(running.node, "is gone: its Ray answers no more")
+            self._lose(running.node, "is gone: its Ray answers no more", doubted=True)
         else:
             record = answer["record"]
             self._close(running, record, answer["log_tail"], self._worth(record))
-            self._judge(running.node, running.trial, record["verdict"]["state"] == "valid")
+            self._judge(running, record)
 
-    def _fail(self, running: _Running, reason: str, attempts: int = 1) -> None:
-        """Publish a failed record for an attempt that did not publish its own; try again up to `attempts` in all."""
+    def _fail(self, running: _Running, reason: str, attempts: int = 1) -> Mapping[str, Any]:
+        """Give up an attempt, try its trial again up to `attempts` in all, and return the record that stands.
+
+        That is its own where it had published it before it was lost, else a failed one.
+        """
         spec = running.spec
-        published = ray.get(self._actor.published.remote(spec.slug, spec.token))
+        record = _failed(spec, running.node.name, reason)
+        published = ray.get(self._actor.give_up.remote(spec.slug, spec.token, record))
         if published:
             self._close(running, published, "", self._worth(published))
-            return
-        record = self._publish_failed(spec, running.node.name, reason)
-        self._close(running, record, "", attempts)
+        else:
+            self._close(running, record, "", attempts)
+        return published or record
 
     def _worth(self, record: Mapping[str, Any]) -> int:
         """Return how many attempts a trial is worth that ended so: one more where its tracer missed something."""
@@ -241,14 +245,6 @@ class Scheduler:
             return 1
         self._missed.add(record["id"])  # the job was fine, and another attempt may be too; once
         return int(record["attempt"]) + 1
-
-    def _publish_failed(self, spec: TrialSpec, node: str, reason: str) -> dict[str, Any]:
-        record = blank_record(spec)
-        record |= {"node": {"hostname": node}, "verdict": {"state": "failed", "reasons": [reason]}}
-        token = f"{spec.token}-driver"
-        ray.get(self._actor.expect.remote(spec.slug, token))
-        ray.get(self._actor.publish.remote(spec.slug, token, record, []))
-        return record
 
     def _close(self, running: _Running, record: Mapping[str, Any], log_tail: str, attempts: int) -> None:
         verdict, node = record["verdict"], running.node
@@ -269,7 +265,8 @@ class Scheduler:
         # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
         slim = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
         self.records[trial.id] = slim | {"warmup": trial.warmup}
-        self._failures += not trial.warmup and record["verdict"]["state"] != "valid"
+        if not trial.warmup and record["verdict"]["state"] != "valid":
+            self._failed.add(trial.id)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -287,8 +284,10 @@ class Scheduler:
             if running.spec.token in notes:
                 text, silence_s = notes[running.spec.token]
                 self._progress.phase(running.trial.id, text)
-                if silence_s > _SILENCE_LIMIT_S and ref in self._running:
-                    self._lose(running.node, f"was silent for {_SILENCE_LIMIT_S:.0f} s")
+                if text.startswith("waiting"):
+                    running.since_s = time.monotonic()
+                if ref in self._running and (why := _overdue(running, silence_s)):
+                    self._lose(running.node, why, doubted=True)
             elif time.monotonic() - running.since_s > _PATIENT_S:
                 self._progress.phase(
                     running.trial.id, "waiting for the first word of its node, which another sweep may use"
@@ -305,11 +304,16 @@ class Scheduler:
         for node in changes.joined:
             self._progress.tell(f"node {node.name} joined")
             self._backlog.join(node)
-            self._actor.update.remote({"nodes": [n.record() for n in self._placements.nodes]})
+            self._actor.meet.remote(node.record())
         self._wait_for_nodes()
 
-    def _lose(self, node: Node, why: str) -> None:
-        """Do without a node from now on; fencing keeps its attempts from publishing later."""
+    def _lose(self, node: Node, why: str, doubted: bool = False) -> None:
+        """Do without a node from now on; fencing keeps its attempts from publishing later.
+
+        Of one that is `doubted` Ray thinks that it lives: it joins again if it answers.
+        """
+        if doubted and self._membership:
+            self._membership.doubt(node.ray_id)
         self._progress.tell(f"node {node.name} {why}: it gets no more trials unless it joins again")
         self._backlog.leave(node.ray_id)
         for ref, running in list(self._running.items()):
@@ -318,9 +322,10 @@ class Scheduler:
                 ray.cancel(ref, force=False, recursive=False)
                 self._fail(running, f"node {node.name} {why}", self._policy.losses)
 
-    def _judge(self, node: Node, trial: Trial, valid: bool) -> None:
+    def _judge(self, running: _Running, record: Mapping[str, Any]) -> None:
         """Give a node no more trials that fails one after the other; try elsewhere once more what failed on it."""
-        self._health.ended(node.ray_id, trial, valid)
+        node = running.node
+        self._health.ended(node.ray_id, running.trial, record["verdict"]["state"] == "valid")
         streak = self._health.failing(node.ray_id)
         if not streak or node not in self._placements.nodes:
             return
@@ -328,14 +333,14 @@ class Scheduler:
         again = [trial for trial in {trial.id: trial for trial in streak}.values() if self._is_worth_another(trial)]
         for trial in again:
             attempt = self.records.pop(trial.id)["attempt"]
-            self._failures -= not trial.warmup
+            self._failed.discard(trial.id)
             self._backlog.push(trial, attempt + 1)
         ids = f"; once more elsewhere: {few([trial.id for trial in again])}" if again else ""
-        self._progress.tell(f"node {node.name} is quarantined: its last {STREAK} trials were not valid{ids}")
+        self._progress.tell(f"node {node.name} is quarantined: its last {STREAK} attempts were not valid{ids}")
 
     def _is_worth_another(self, trial: Trial) -> bool:
         known = self.records.get(trial.id)
-        return bool(known and known["attempt"] < self._policy.attempts and self._placements.of(trial))
+        return bool(known and known["attempt"] < self._policy.losses and self._placements.of(trial))
 
     def _wait_for_nodes(self) -> None:
         """Give trials that no node can run time until one joins, then fail them."""
@@ -356,9 +361,27 @@ class Scheduler:
 
     def _fail_unplaced(self, waiting: Waiting) -> None:
         spec = self._spec(waiting.trial, waiting.attempt, waiting.trial.config)
-        record = self._publish_failed(spec, "unknown", "every node that could run it was lost")
+        record = _failed(spec, "unknown", "every node that could run it was lost")
+        ray.get(self._actor.expect.remote(spec.slug, spec.token))
+        ray.get(self._actor.give_up.remote(spec.slug, spec.token, record))
         self._progress.finished(waiting.trial.id, "failed", record["verdict"]["reasons"], "", False)
         self._keep(waiting.trial, record)
+
+
+def _overdue(running: _Running, silence_s: float) -> str | None:
+    """Say why an attempt is not waited for any longer, or None."""
+    if silence_s > _SILENCE_LIMIT_S:
+        return f"was silent for {_SILENCE_LIMIT_S:.0f} s"
+    limit_s = int(running.spec.config["limits"]["time_limit_s"]) + _BESIDE_S
+    if time.monotonic() - running.since_s > limit_s:
+        return f"has not ended {running.trial.id} within {limit_s} s: does its drive hang?"
+    return None
+
+
+def _failed(spec: TrialSpec, node: str, reason: str) -> dict[str, Any]:
+    """Return the record of an attempt that has none of its own."""
+    verdict = {"state": "failed", "reasons": [reason]}
+    return blank_record(spec) | {"node": {"hostname": node}, "verdict": verdict}
 
 
 def _lost_events(record: Mapping[str, Any]) -> bool:

@@ -15,6 +15,9 @@ from tasks.errors import TaskError
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+#: How long a killed process may take to end. One that waits for a drive ends when the drive answers, or never.
+_KILL_LIMIT_S = 60.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,7 +100,11 @@ def end_group(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
     _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        process.wait(_KILL_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        text = f"process {process.pid} cannot be ended: it waits in the kernel, for a drive that hangs?"
+        raise TaskError(text) from None
 
 
 def interrupt(

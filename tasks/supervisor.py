@@ -42,7 +42,7 @@ from tasks.spec import TrialSpec
 from tasks.trial import manifest, run_trial, spool_of, tail_of_logs
 
 #: How long a trial may take to clean up after being told to stop.
-_GRACE_S = 20.0
+_GRACE_S = 10.0
 
 #: Bytes of a request that say how long the rest of it is.
 _LENGTH_BYTES = 8

@@ -120,6 +120,7 @@ class Plan:
 
 def trials(count: int, node: str | None = None) -> list[Trial]:
     config = {"node": node, "trace": {"tracer": "none"}, "workload": {"kind": "command"}}
+    config |= {"limits": {"time_limit_s": 60}}
     return [Trial(f"c={n},rep=1", f"c-{n}", {"c": n}, 1, config) for n in range(1, count + 1)]
 
 
