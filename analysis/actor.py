@@ -65,6 +65,11 @@ class AnalysisActor:
         """See `RunStore.published`."""
         return self._store.published(slug, token)
 
+    @ray.method(concurrency_group="publications")  # type: ignore[untyped-decorator]
+    def give_up(self, slug: str, token: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See `RunStore.give_up`."""
+        return self._store.give_up(slug, token, record)
+
     def finish(self, fields: Mapping[str, Any]) -> None:
         """See `RunStore.finish`."""
         self._store.finish(fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,17 @@ class Mirror:
             if file["size_bytes"]:
                 self._bucket.get(f"incoming/{slug}-{token}/{file['name']}", folder / file["name"], file["size_bytes"])
 
-    def complete(self, slug: str, token: str, names: Sequence[str], record: bytes) -> None:
-        """Give what an attempt put there its place, `trial.json` last; what an earlier attempt left goes."""
+    def complete(
+        self, slug: str, token: str, names: Sequence[str], record: bytes, is_latest: Callable[[], bool]
+    ) -> None:
+        """Give what an attempt put there its place, `trial.json` last; what an earlier attempt left goes.
+
+        Nothing where it is not the latest any more: a later one may have its place there already.
+        """
         with self._one:
+            if not is_latest():
+                return
+            self._complete.discard(slug)
             self._bucket.remove(f"trials/{slug}/trial.json")
             self._bucket.remove(f"trials/{slug}")
             for name in names:

@@ -70,6 +70,7 @@ class RunStore:
         self._attempts: dict[str, str] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._published: dict[str, str] = {}
+        self._given_up: set[str] = set()
         self._closed = False
         self._summary = summary.Growing(self._path / "summary.parquet")
         self._guard, self._large = threading.RLock(), threading.Lock()
@@ -157,11 +158,13 @@ class RunStore:
         if not (_SLUG.fullmatch(slug) and _SLUG.fullmatch(token)):
             raise AnalysisError(f"{slug!r} or {token!r} cannot name a folder")
         with self._guard:
-            given_up = self._attempts.get(slug)
+            if token in self._given_up:
+                raise AnalysisError(f"{slug}: attempt {token} was given up before it began")
+            earlier = self._attempts.get(slug)
             self._attempts[slug] = token
             self._incoming.pop(slug, None)
-        if given_up:
-            shutil.rmtree(self._folder(slug, given_up), ignore_errors=True)
+        if earlier:
+            shutil.rmtree(self._folder(slug, earlier), ignore_errors=True)
 
     def declare(self, slug: str, token: str, files: Sequence[Mapping[str, Any]]) -> None:
         """Take note of the files that an attempt is about to send: name, size_bytes and sha256 as the node saw them.
@@ -223,7 +226,8 @@ class RunStore:
                 sync(path)
             self._make_final(slug, token, folder, final)
         if self._mirror:
-            self._mirror.complete(slug, token, [file["name"] for file in files], text)
+            names = [file["name"] for file in files]
+            self._mirror.complete(slug, token, names, text, lambda: self._published.get(slug) == token)
         if not record.get("warmup"):
             self._add_to_summary(slug, token, final, sum(file["size_bytes"] for file in files))
 
@@ -234,6 +238,20 @@ class RunStore:
                 return None
             record: dict[str, Any] = json.loads((self._path / "trials" / slug / "trial.json").read_text())
             return record
+
+    def give_up(self, slug: str, token: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the record that the attempt `token` published; where it did not, publish `record` in its place.
+
+        It is None then, and whatever the attempt still sends, says or is publishing comes too late.
+        """
+        own = f"{token}-driver"
+        with self._guard:
+            if known := self.published(slug, token):
+                return known
+            self._given_up.add(token)
+            self.expect(slug, own)
+        self.publish(slug, own, record, [])
+        return None
 
     def finish(self, fields: Mapping[str, Any]) -> None:
         """Close the run: drop what never became a trial, complete the summary, set fields of `run.json`."""

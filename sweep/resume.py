@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -117,7 +117,7 @@ class Decisions:
         )
         decided = {trial.id: self._decide(trial, finished) for trial, finished in pairs}
         self.of: dict[str, Decision] = {trial.id: decided.pop(trial.id) for trial in plan.trials}
-        self._others = decided
+        self._others = {name: _left_alone(one) for name, one in decided.items()}
         self._rest_warmups()
         known = {trial.id for trial in plan.every}
         self.dropped = [one for one in (past.trials.values() if past else ()) if one.id not in known]
@@ -271,6 +271,12 @@ class Decisions:
         if aside := self.aside():
             lines.append(f"kept aside in superseded/: {counted(len(aside), 'trial')}")
         return lines
+
+
+def _left_alone(decision: Decision) -> Decision:
+    """Return what becomes of a trial that is not selected: it stays as it ended, valid or not, unless it is stale."""
+    ended_badly = decision.finished is not None and decision.finished.state != "valid"
+    return replace(decision, stays=decision.stays or ended_badly)
 
 
 #: States of what would run.

@@ -257,6 +257,18 @@ def test_trials_that_are_not_selected_stay_unless_they_are_stale(world: World) -
     assert any(line.startswith("stale and not selected: 2 trials") for line in decisions.told())
 
 
+def test_trials_that_failed_and_are_not_selected_stay(world: World) -> None:
+    world.finish(world.plan(), {"n=1,rep=1": "valid", "n=2,rep=1": "failed", "n=2,rep=2": "invalid"})
+    plan = world.plan()
+    plan.select([t for t in plan.trials if t.id in ("n=1,rep=1", "n=2,rep=2")])
+    decisions = world.decide(plan)
+    assert decisions.aside() == [t.slug for t in plan.trials if t.id == "n=2,rep=2"]
+    assert "n=2,rep=1" in {t.id for t in decisions.planned()}
+    weak = node()
+    weak.offer.capabilities.remove("tracer:none")
+    assert world.decide(plan, weak).kept() >= {"n=2,rep=1"}
+
+
 def test_warm_ups_run_if_and_only_if_a_trial_of_their_cell_does(world: World) -> None:
     plan = world.plan("warmups=1")
     world.finish(plan, {t.id: "valid" for t in plan.trials if t.id != "n=2,rep=2"})

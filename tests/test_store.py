@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pyarrow.parquet as pq
 import pytest
@@ -140,6 +140,65 @@ def test_what_an_attempt_published_can_be_asked_for(store):
     publish(store, "k-1")
     assert store.published("x", "k-1") == RECORD
     assert store.published("x", "k-2") is None
+
+
+FAILED = {**RECORD, "verdict": {"state": "failed", "reasons": ["lost"]}}
+
+
+def test_an_attempt_that_did_not_publish_is_given_up_for_good(store, run):
+    declared(store)
+    assert store.give_up("x", "k-1", FAILED) is None
+    assert published(run)["verdict"]["state"] == "failed"
+    for late in (lambda: store.publish("x", "k-1", RECORD, []), lambda: store.expect("x", "k-1")):
+        with pytest.raises(AnalysisError, match="attempt k-1 was given up"):
+            late()
+    assert published(run)["verdict"]["state"] == "failed"
+
+
+def test_an_attempt_that_published_is_not_given_up(store, run):
+    publish(store, "k-1")
+    assert store.give_up("x", "k-1", FAILED) == RECORD
+    assert published(run) == RECORD
+    assert not (run / "superseded").exists()
+
+
+def test_no_publication_finishes_between_the_look_and_the_giving_up(store, run, monkeypatch):
+    """The attempt publishes, from another thread, at the worst moment: one of the two counts, and both know which."""
+    declared(store)
+    look = store.published
+    with ThreadPoolExecutor(1) as pool:
+
+        def looking(*which):
+            known = look(*which)
+            late.append(pool.submit(store.publish, "x", "k-1", RECORD, []))
+            wait(late, timeout=0.5)
+            return known
+
+        late = []
+        monkeypatch.setattr(store, "published", looking)
+        told = store.give_up("x", "k-1", FAILED)
+        error = late[0].exception()
+    assert told is None
+    assert isinstance(error, (AnalysisError, FileNotFoundError))
+    assert published(run)["verdict"]["state"] == "failed"
+    assert not (run / "superseded").exists()
+
+
+def test_at_the_url_too_the_latest_attempt_stays(tmp_path, monkeypatch):
+    """An earlier attempt that comes to its place there after a later one does not take it."""
+    store = RunStore(str(tmp_path / "results" / "s" / "run1"), f"file://{tmp_path}/bucket")
+    store.create({"sweep": "s", "plan": []}, "name: s\n")
+    store.expect("x", "k-1")
+    complete = store._mirror.complete
+
+    def overtaken(*told):
+        monkeypatch.setattr(store._mirror, "complete", complete)
+        publish(store, "k-2", attempt=2)
+        complete(*told)
+
+    monkeypatch.setattr(store._mirror, "complete", overtaken)
+    store.publish("x", "k-1", RECORD, [])
+    assert published(tmp_path / "bucket" / "s" / "run1")["attempt"] == 2
 
 
 def test_a_closed_run_holds_no_halves(store, run):
