@@ -52,6 +52,9 @@ class Crew:
             record |= {"verdict": {"state": "invalid", "reasons": ["as told"]}, "tracer": {"lost": 3}}
         elif act == "error":
             raise ValueError("as told")
+        elif act == "late error":
+            await actor.publish.remote(spec.slug, spec.token, record, [])
+            raise ValueError("as told")
         await actor.publish.remote(spec.slug, spec.token, record, [])
         return {"record": record, "log_tail": ""}
 
@@ -209,7 +212,20 @@ def test_a_node_that_keeps_failing_is_named_and_its_trials_go_elsewhere(run: Run
     assert {r["verdict"]["state"] for r in scheduler.records.values()} == {"valid"}
     assert {r["node"]["hostname"] for r in published(tmp_path).values()} == {"good"}
     (word,) = [line for line in lines if "quarantined" in line]
-    assert word.startswith("node bad is quarantined: its last 3 trials were not valid; once more elsewhere: c=")
+    assert word.startswith("node bad is quarantined: its last 3 attempts were not valid; once more elsewhere: c=")
+
+
+def test_what_was_published_before_an_error_counts_as_it_is(run: Run, tmp_path: Path) -> None:
+    scheduler, lines = run(trials(8), ["a", "b"], {"b": "late error"}, max_failures=1)
+    assert {r["verdict"]["state"] for r in scheduler.records.values()} == {"valid"}
+    assert len(published(tmp_path)) == 8
+    assert not [line for line in lines if "quarantined" in line]
+
+
+def test_a_node_where_attempts_die_is_not_trusted_either(run: Run, tmp_path: Path) -> None:
+    scheduler, lines = run(trials(8), ["good", "bad"], {"bad": "error"})
+    assert {r["verdict"]["state"] for r in scheduler.records.values()} == {"valid"}
+    assert [line for line in lines if line.startswith("node bad is quarantined")]
 
 
 def test_where_all_nodes_fail_none_is_to_blame(run: Run) -> None:
