@@ -259,7 +259,7 @@ class RunStore:
             self._closed = True
             shutil.rmtree(self._path / "incoming", ignore_errors=True)
         try:
-            with self._telling_when_full():
+            with self._telling_when_full(), self._guard:
                 self._summary.write()
         finally:
             (self._path / _MARKER).unlink(missing_ok=True)

@@ -232,6 +232,19 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_launch(tmp_path):
         probe("s.yaml", f"file://{tmp_path}/file/x")
 
 
+def test_nodes_that_try_a_place_at_the_same_time_do_not_hinder_each_other(tmp_path, monkeypatch):
+    write = Bucket.write
+
+    def written(bucket, name, content):
+        write(bucket, name, content)
+        monkeypatch.setattr(Bucket, "write", write)
+        Bucket(bucket.url).probe()
+
+    monkeypatch.setattr(Bucket, "write", written)
+    Bucket(f"file://{tmp_path}/far").probe()
+    assert not list((tmp_path / "far").iterdir())
+
+
 def test_a_bucket_that_is_missing_or_not_allowed_is_refused_before_launch(s3, monkeypatch):
     with pytest.raises(ConfigError, match=r"cannot write s3://nowhere/x/.*bucket"):
         probe("s.yaml", "s3://nowhere/x")
