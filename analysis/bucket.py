@@ -91,6 +91,15 @@ class Bucket:
                 return None
             return content
 
+    def names(self, folder: str) -> list[str]:
+        """Return the names of what is in a folder, none where there is no such folder."""
+        with self._trouble("list", folder):
+            self._files.invalidate_cache()
+            try:
+                return [path.rstrip("/").rpartition("/")[2] for path in self._files.ls(self._path(folder), detail=False)]
+            except FileNotFoundError:
+                return []
+
     def move(self, name: str, new: str) -> None:
         """Give a file another name; where the store can, without fetching it."""
         with self._trouble("write", new):

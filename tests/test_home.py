@@ -163,6 +163,52 @@ def test_what_a_killed_actor_left_out_is_made_good_at_the_end(store, outcome, tm
     assert json.loads(far(again).read("trials/y/trial.json"))["slug"] == "y"
 
 
+def test_what_a_resume_drops_goes_from_the_url_too(store, outcome, tmp_path, url):
+    attempt(store, outcome, "k-1")
+    store.finish({"state": "finished"})
+    store._lock.close()
+    again = RunStore(str(tmp_path / "results" / "s" / "run1"), url)
+    again.resume({}, "name: s\n", ["x"])
+    assert again.finish({"state": "finished"}) is None
+    assert far(again).read("trials/x/trial.json") is None
+    assert far(again).names("trials") == []
+
+
+def test_trouble_at_the_url_costs_the_run_nothing_else(store, outcome, tmp_path, monkeypatch):
+    """It is told, figures are drawn all the same, an attempt can be given up, and the copy can be made good later."""
+    run = tmp_path / "results" / "s" / "run1"
+    attempt(store, outcome, "k-1")
+
+    def put(*_):
+        raise AnalysisError("cannot write there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", put)
+        patch.setattr(Bucket, "write", put)
+        store.expect("y", "k-2")
+        failed = {**RECORD, "slug": "y", "id": "y", "verdict": {"state": "failed", "reasons": ["lost"]}}
+        assert store.give_up("y", "k-2", failed) is None
+        assert "cannot write there" in store.finish({"state": "finished"})
+        monkeypatch.setattr("analysis.store.draw_run", lambda path: {"run": str(path)})
+        assert "cannot write there" in store.draw()["trouble"]
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert store.draw() == {"run": str(run), "trouble": None}
+    assert json.loads(far(store).read("trials/y/trial.json")) == failed
+    check_far(store)
+
+
+def test_a_publication_that_ends_after_the_run_leaves_the_copy_whole(store, outcome, monkeypatch):
+    complete = store._mirror.complete
+
+    def late(*told):
+        assert store.finish({"state": "finished"}) is None
+        complete(*told)
+
+    monkeypatch.setattr(store._mirror, "complete", late)
+    attempt(store, outcome, "k-1")
+    check_far(store)
+
+
 @pytest.fixture
 def shared(tmp_path):
     store = RunStore(str(tmp_path / "nfs" / "s" / "run1"), str(tmp_path / "nfs"))
