@@ -96,7 +96,9 @@ class Bucket:
         with self._trouble("list", folder):
             self._files.invalidate_cache()
             try:
-                return [path.rstrip("/").rpartition("/")[2] for path in self._files.ls(self._path(folder), detail=False)]
+                return [
+                    path.rstrip("/").rpartition("/")[2] for path in self._files.ls(self._path(folder), detail=False)
+                ]
             except FileNotFoundError:
                 return []
 
