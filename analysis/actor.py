@@ -70,9 +70,9 @@ class AnalysisActor:
         """See `RunStore.give_up`."""
         return self._store.give_up(slug, token, record)
 
-    def finish(self, fields: Mapping[str, Any]) -> None:
+    def finish(self, fields: Mapping[str, Any]) -> str | None:
         """See `RunStore.finish`."""
-        self._store.finish(fields)
+        return self._store.finish(fields)
 
     def draw(self) -> dict[str, Any]:
         """See `RunStore.draw`."""

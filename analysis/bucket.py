@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Bucket:
 
     def probe(self) -> None:
         """Write, read and remove a small file; raise AnalysisError where that does not work."""
-        name, content = ".offload-sweep-probe", b"probe"
+        name, content = f".offload-sweep-probe-{uuid.uuid4().hex}", b"probe"  # others may try the place now, too
         self.write(name, content)
         with self._trouble("read", name):
             if self._files.cat_file(self._path(name)) != content:
@@ -89,6 +90,17 @@ class Bucket:
             except FileNotFoundError:
                 return None
             return content
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of what is in a folder, none where there is no such folder."""
+        with self._trouble("list", folder):
+            self._files.invalidate_cache()
+            try:
+                return [
+                    path.rstrip("/").rpartition("/")[2] for path in self._files.ls(self._path(folder), detail=False)
+                ]
+            except FileNotFoundError:
+                return []
 
     def move(self, name: str, new: str) -> None:
         """Give a file another name; where the store can, without fetching it."""

@@ -25,7 +25,7 @@ class Mirror:
         self._bucket = Bucket(f"{shared.rstrip('/')}/{folder.parent.name}/{folder.name}")
         self._complete: set[str] = set()
         self._put: dict[Path, tuple[int, int]] = {}
-        self._one = threading.Lock()
+        self._one, self._ended = threading.Lock(), False
 
     @property
     def url(self) -> str:
@@ -43,10 +43,11 @@ class Mirror:
     ) -> None:
         """Give what an attempt put there its place, `trial.json` last; what an earlier attempt left goes.
 
-        Nothing where it is not the latest any more: a later one may have its place there already.
+        Nothing where it is not the latest any more: a later one may have its place there already. Nor where the run has
+        ended: then whatever is missing is put there.
         """
         with self._one:
-            if not is_latest():
+            if self._ended or not is_latest():
                 return
             self._complete.discard(slug)
             self._bucket.remove(f"trials/{slug}/trial.json")
@@ -57,11 +58,18 @@ class Mirror:
             self._complete.add(slug)
 
     def bring_up_to_date(self) -> None:
-        """Put there what the mirror lacks, or has an older version of; `run.json` last."""
-        for path in sorted((self._folder / "trials").glob("*/trial.json")):
-            if path.parent.name not in self._complete:
-                self._bring_trial(path)
-        self._bucket.remove("incoming")
+        """Put there what the mirror lacks, or has an older version of, once the run has ended; `run.json` last.
+
+        Trials that are not the run's any more, for a resume dropped them, are removed there.
+        """
+        with self._one:
+            self._ended = True
+            records = {path.parent.name: path for path in (self._folder / "trials").glob("*/trial.json")}
+            for slug in sorted({*self._bucket.names("trials")} - records.keys()):
+                self._bucket.remove(f"trials/{slug}")
+            for slug in sorted(records.keys() - self._complete):
+                self._bring_trial(records[slug])
+            self._bucket.remove("incoming")
         for path in sorted(self._folder.rglob("*")):
             top = path.relative_to(self._folder).parts[0]
             if top not in _NOT_COPIED and not top.startswith(".") and not top.endswith(".lock") and path.is_file():

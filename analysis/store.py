@@ -250,30 +250,44 @@ class RunStore:
                 return known
             self._given_up.add(token)
             self.expect(slug, own)
-        self.publish(slug, own, record, [])
+        try:
+            self.publish(slug, own, record, [])
+        except AnalysisError:
+            if not self.published(slug, own):
+                raise
+            # of its copy at a URL, then: the end of the run makes up for that
         return None
 
-    def finish(self, fields: Mapping[str, Any]) -> None:
-        """Close the run: drop what never became a trial, complete the summary, set fields of `run.json`."""
+    def finish(self, fields: Mapping[str, Any]) -> str | None:
+        """Close the run: drop what never became a trial, complete the summary, set fields of `run.json`.
+
+        Returns what was wrong with its copy at a URL, None where nothing was: the run itself is whole either way.
+        """
         with self._guard:
             self._closed = True
             shutil.rmtree(self._path / "incoming", ignore_errors=True)
         try:
-            with self._telling_when_full():
+            with self._telling_when_full(), self._guard:
                 self._summary.write()
         finally:
             (self._path / _MARKER).unlink(missing_ok=True)
             self.update(fields)
-        if self._mirror:
-            self._mirror.bring_up_to_date()
+        return self._copy()
 
     def draw(self) -> dict[str, Any]:
-        """Draw figures and report; see `analysis.drawing.draw_run`."""
+        """Draw figures and report; see `analysis.drawing.draw_run`. `trouble` is that of the copy, see `finish`."""
         with self._telling_when_full():
             drawn = draw_run(self._path)
-        if self._mirror:
-            self._mirror.bring_up_to_date()
-        return drawn
+        return drawn | {"trouble": self._copy()}
+
+    def _copy(self) -> str | None:
+        """Bring the run's copy at a URL up to date, where it has one; return what was wrong with that."""
+        try:
+            if self._mirror:
+                self._mirror.bring_up_to_date()
+        except AnalysisError as e:
+            return str(e)
+        return None
 
     def _make_final(self, slug: str, token: str, folder: Path, final: Path) -> None:
         """Give a trial's folder its place, in one step, unless the attempt was given up meanwhile."""

@@ -106,7 +106,7 @@ def check_reachable(address: str) -> None:
         raise ClusterError(f"--address {address}: write HOST:PORT, as `sweep.node --head` printed it, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_S).close()
-    except (OSError, OverflowError) as e:
+    except (OSError, OverflowError, UnicodeError) as e:
         raise ClusterError(f"--address {address}: no Ray cluster answers ({e})\n  {_HEAD_HINT}") from None
 
 

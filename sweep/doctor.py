@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def of_this_machine() -> Checkup:
     """Look at this machine, without Ray; what dead attempts left on it is removed, as every sweep does first."""
     problems = lease.reap()
-    return examined(machine.offer(), {"problems": problems, "leftovers": leftovers.found()})
+    return examined(machine.offer(), {"problems": [*problems, *leftovers.troubles()], "leftovers": leftovers.found()})
 
 
 def of_cluster(address: str) -> list[Checkup]:

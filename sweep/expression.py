@@ -16,7 +16,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from sweep.errors import ExpressionError
@@ -37,6 +37,9 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
+#: How often conditions and lists may stand within each other.
+_DEEPEST = 50
+
 _RESERVED = ("and", "or", "not", "in")
 
 
@@ -53,13 +56,10 @@ class _Parser:
     def __init__(self, text: str, axes: Mapping[str, Sequence[Any]]) -> None:
         self._text, self._axes = text, axes
         self._tokens = list(_tokens(text))
-        self._next = 0
+        self._next = self._depth = 0
 
     def whole(self) -> Test:
-        try:
-            test = self._any()
-        except RecursionError:
-            raise ExpressionError(f"{self._text[:40]!r}...: is nested too deeply") from None
+        test = self._any()
         if self._kind() is not None:
             self._fail("and, or or the end")
         return test
@@ -78,10 +78,12 @@ class _Parser:
 
     def _one(self) -> Test:
         if self._took("not"):
-            inner = self._one()
+            with self._deeper():
+                inner = self._one()
             return lambda cell: not inner(cell)
         if self._took("("):
-            inner = self._any()
+            with self._deeper():
+                inner = self._any()
             self._expect(")")
             return inner
         return self._comparison(self._axis())
@@ -150,11 +152,21 @@ class _Parser:
 
     def _list(self) -> list[Any]:
         self._expect("[")
-        values = [self._value()]
-        while self._took(","):
-            values.append(self._value())
+        with self._deeper():
+            values = [self._value()]
+            while self._took(","):
+                values.append(self._value())
         self._expect("]")
         return values
+
+    @contextmanager
+    def _deeper(self) -> Iterator[None]:
+        """Read what stands within something else; raise ExpressionError where that is too deep to be tried later."""
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ExpressionError(f"{self._text[:40]!r}...: is nested too deeply, more than {_DEEPEST} times")
+        yield
+        self._depth -= 1
 
     def _kind(self) -> str | None:
         """Return what comes next: a sign, a reserved word, `word`, `quoted`, or None at the end."""

@@ -41,8 +41,17 @@ def results_of(shared: str | None, stated: str) -> Path:
 
 
 def probe(source: str, shared: str | None) -> None:
-    """Write to the URL that a sweep names and read it again; raise ConfigError where that does not work from here."""
-    if shared is None or "://" not in shared:
+    """Raise ConfigError where the place that a sweep names is not to be had from here.
+
+    A folder must be there: made anew, it would lie on this machine's own disk where the share is not mounted. A URL is
+    written to and read again.
+    """
+    if shared is None:
+        return
+    if "://" not in shared:
+        if not Path(shared).is_dir():
+            hint = "mount the share, or make the folder: it is not made, for then it might be on another disk"
+            raise ConfigError(source, _KEY, f"there is no folder {shared} on this machine", hint)
         return
     from analysis.bucket import Bucket
 

@@ -32,7 +32,7 @@ def held(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         raise UserError(_refusal(folder)) from None
     except OSError as e:
-        raise UserError(f"{folder}: cannot write to it: {e.strerror}") from None
+        raise _cannot_write(folder, e) from None
     try:
         yield
     finally:
@@ -50,6 +50,8 @@ def wait_for_writer(folder: Path) -> None:
     except BlockingIOError:
         text = f"{folder}: a process of its earlier driver still writes to it after {_WRITER_LIMIT_S:.0f} s"
         raise UserError(f"{text}\n  end the Ray that it belongs to, then resume") from None
+    except OSError as e:
+        raise _cannot_write(folder, e) from None
 
 
 def driver(folder: Path) -> str | None:
@@ -88,6 +90,10 @@ def _refusal(folder: Path) -> str:
     return (
         f"{folder}: this run goes on: {_holder(folder)}\n  wait for its end, or interrupt it (kill -INT), then resume"
     )
+
+
+def _cannot_write(folder: Path, e: OSError) -> UserError:
+    return UserError(f"{folder}: cannot write to it: {e.strerror}")
 
 
 def _now() -> str:

@@ -113,12 +113,22 @@ def read_run(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path / "run.json"), None, f"not valid JSON ({e})") from None
     if not isinstance(found, dict) or not isinstance(found.get("schema_version"), int):
         raise ConfigError(str(path / "run.json"), None, "not written by this program")
+    for key, kind in (("plan", list), ("nodes", list), ("code", dict)):
+        held = found.get(key)
+        whole = held is None or isinstance(held, kind)
+        if not whole or (isinstance(held, list) and not all(isinstance(entry, dict) for entry in held)):
+            raise ConfigError(str(path / "run.json"), key, "is not what this program writes there")
     return found
 
 
 def runs_of(folder: Path) -> list[Path]:
     """Return the runs in a sweep's folder, the oldest first, by their names."""
-    return [folder / name for name in _folders(folder) if name != "latest" and (folder / name / "run.json").is_file()]
+    return [folder / name for name in _folders(folder) if name != "latest" and is_run(folder / name)]
+
+
+def is_run(path: Path) -> bool:
+    """Say whether a run lies in `path`, which may be any text that a person wrote."""
+    return os.path.isfile(path / "run.json")
 
 
 def find(results: Path, sweep: str, run: str | None) -> Path:
@@ -135,7 +145,7 @@ def find(results: Path, sweep: str, run: str | None) -> Path:
 
 def _named(folder: Path, sweep: str, run: str) -> Path:
     places = [folder / run, Path(run).absolute()]
-    found = next((place.resolve() for place in places if (place / "run.json").is_file()), None)
+    found = next((place.resolve() for place in places if is_run(place)), None)
     if found is None:
         known = [path.name for path in runs_of(folder)]
         listed = f"the runs of {sweep}: {', '.join(known[-5:])}" if known else f"{folder} holds no run"
@@ -149,7 +159,7 @@ def _named(folder: Path, sweep: str, run: str) -> Path:
 
 def _newest(folder: Path, sweep: str) -> Path:
     latest = folder / "latest"
-    if (latest / "run.json").is_file():
+    if is_run(latest):
         return latest.resolve()
     if known := runs_of(folder):
         return known[-1]

@@ -133,8 +133,9 @@ def own_address(head: str | None) -> str:
         with socket.socket(family, socket.SOCK_DGRAM) as s:
             s.connect(towards)  # of a datagram socket: nothing is sent
             return str(s.getsockname()[0])
-    except OSError as e:
-        raise ClusterError(f"this machine has no route to {towards[0]} ({e.strerror}): say --node-ip") from None
+    except (OSError, UnicodeError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise ClusterError(f"this machine has no route to {towards[0]} ({why}): say --node-ip") from None
 
 
 def keep(role: Role, say: Say) -> None:

@@ -34,7 +34,7 @@ def probe() -> dict[str, Any]:
     return {
         "offer": machine.offer().to_json(),
         "code": code_hash(),
-        "problems": problems,
+        "problems": [*problems, *leftovers.troubles()],
         "leftovers": leftovers.found(),
         "utc_s": time.time(),
     }

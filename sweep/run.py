@@ -150,9 +150,11 @@ class _Run:
         try:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
-            ray.get(actor.finish.remote({"state": state, "ended": now()}))
+            trouble = ray.get(actor.finish.remote({"state": state, "ended": now()}))
             view.say("drawing the figures")
-            return _draw(actor, self.folder)
+            drawn = _draw(actor, self.folder)
+            _tell_of_copy(drawn.get("trouble", trouble))
+            return drawn
         except KeyboardInterrupt:
             _stop(scheduler, actor, "interrupted")
             view.say("interrupted")
@@ -196,7 +198,14 @@ def _stop(scheduler: Scheduler, actor: Any, state: str) -> None:
     interrupt.ignore()
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
-        ray.get(actor.finish.remote({"state": state, "ended": now()}), timeout=_FINISH_LIMIT_S)
+        _tell_of_copy(ray.get(actor.finish.remote({"state": state, "ended": now()}), timeout=_FINISH_LIMIT_S))
+
+
+def _tell_of_copy(trouble: str | None) -> None:
+    """Say what was wrong with the run's copy at a URL, if anything was."""
+    if trouble:
+        text = f"sweep: not all of the run is at its URL: {trouble}\n  going on with it (--resume) puts the rest there"
+        print(printable(text), file=sys.stderr)
 
 
 @contextmanager

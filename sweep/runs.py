@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from sweep import interrupt, lock
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, ConfigError, UserError
 from sweep.merge import merged, taken
-from sweep.past import read_run, runs_of
+from sweep.past import is_run, read_run, runs_of
 from sweep.progress import counted
 from tasks.text import printable
 from tasks.units import format_bytes
@@ -171,7 +172,12 @@ def _published(run: Path) -> Iterator[str]:
 
 
 def _size_bytes(folder: Path) -> int:
-    return sum((Path(at) / name).lstat().st_size for at, _, names in os.walk(folder) for name in names)
+    found = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # of a run that goes on
+                found += (Path(at) / name).lstat().st_size
+    return found
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
@@ -218,7 +224,7 @@ def _draw(found: Any, path: Path) -> None:
 def _find(results: Path, word: str) -> Path:
     """Return the run that a person names: its folder, or what it is called below `results`."""
     places = [Path(word), results / word, *(sorted(results.glob(f"*/{word}")) if _is_name(word) else [])]
-    found = list(dict.fromkeys(place.resolve() for place in places if (place / "run.json").is_file()))
+    found = list(dict.fromkeys(place.resolve() for place in places if is_run(place)))
     if len(found) == 1:
         return found[0]
     if found:

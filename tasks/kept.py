@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ KEEP_VARIABLE = "OFFLOAD_SWEEP_KEEP"
 def keep(folder: Path, name: str, trial: str) -> None:
     """Take the folder of an attempt, unmounted by now, out of reach of every clean-up, and write down where it is.
 
-    It is written down first: a crash in between leaves a note of nothing, which is dropped.
+    It is written down first: a crash in between leaves a note of nothing.
     """
     target = folder.with_name(f"{KEPT_PREFIX}{name}")
     note = {
@@ -52,10 +53,23 @@ def keep(folder: Path, name: str, trial: str) -> None:
         "in_memory": mount_of(folder).fs == "tmpfs",
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    temporary = _notes_dir() / f"{name}.new"
-    temporary.write_text(json.dumps(note))
-    temporary.replace(temporary.with_suffix(".json"))
+    _write(_notes_dir() / f"{name}.json", note)
     folder.rename(target)
+
+
+def _write(file: Path, note: Mapping[str, Any]) -> None:
+    """Write a note so that a machine that goes down has the whole of it, or none."""
+    temporary = file.with_suffix(".new")
+    with temporary.open("w") as f:
+        f.write(json.dumps(note))
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def kept(name: str) -> dict[str, Any] | None:
@@ -86,28 +100,57 @@ def described(facts: Mapping[str, Any]) -> str:
 
 
 def notes() -> list[dict[str, Any]]:
-    """Return what is kept on this node, oldest first; notes of what is not there any more are dropped."""
-    found = []
-    for file in _notes_dir().glob("*.json"):
-        note = json.loads(file.read_text())
-        if Path(note["path"]).is_dir():
-            found.append(note)
-        else:
-            file.unlink(missing_ok=True)
+    """Return what is kept on this node, oldest first, also what is not there now: its drive may be mounted again."""
+    found = [note for file in _files() if (note := _read(file)) is not None]
     return sorted(found, key=lambda note: (note["since"], note["name"]))
+
+
+def unreadable() -> list[str]:
+    """Return in words which notes on this node cannot be read, and what to do about them."""
+    return [
+        f"{file} cannot be read: find / -name {KEPT_PREFIX}{file.stem} says where the files are that it is about;"
+        " remove those and the note"
+        for file in _files()
+        if _read(file) is None
+    ]
+
+
+def is_there(note: Mapping[str, Any]) -> bool:
+    """Say whether the files of a note are there now; they are not where their drive is not mounted."""
+    return Path(note["path"]).is_dir()
 
 
 def room() -> Counter[str]:
     """Return the bytes that are kept on this node, by the path of the mount they lie on."""
     found: Counter[str] = Counter()
-    for note in notes():
+    for note in filter(is_there, notes()):
         found[mount_of(note["path"]).path] += note["size_bytes"]
     return found
 
 
+def _files() -> list[Path]:
+    return sorted(_notes_dir().glob("*.json"))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Return a note, or None where that is no whole one."""
+    try:
+        note = json.loads(file.read_text())
+        texts = [note[key] for key in ("name", "trial", "path", "since")]
+        whole = all(isinstance(text, str) for text in texts) and isinstance(note["size_bytes"], int)
+        return note if whole and note["name"] == file.stem and note.keys() >= {"image", "in_memory"} else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def remove(note: Mapping[str, Any]) -> None:
-    """Remove one folder; StorageError where it is not ours, or in use."""
-    folder = Path(note["path"])
+    """Remove one folder and its note; StorageError where it is not ours, in use, or not there now."""
+    folder, file = Path(note["path"]), _notes_dir() / f"{note['name']}.json"
+    if not is_there(note) and note["in_memory"]:
+        file.unlink()  # which has forgotten it
+        return
+    if not is_there(note):
+        raise StorageError(f"{folder} is not there now: mount its drive; or, where it is gone for good, rm {file}")
     if not folder.name.startswith(KEPT_PREFIX) or folder.is_symlink() or not (folder / MARKER).exists():
         raise StorageError(f"{folder} does not carry our mark ({MARKER}); it stays")
     if within := [mount.path for mount in mounts() if Path(mount.path).is_relative_to(folder.resolve())]:
@@ -115,7 +158,7 @@ def remove(note: Mapping[str, Any]) -> None:
     if nodes := list(_loops(note["image"])):
         raise StorageError(f"{note['image']} is in use: losetup --detach {nodes[0]}, once it is unmounted")
     shutil.rmtree(folder)
-    (_notes_dir() / f"{note['name']}.json").unlink()
+    file.unlink()
 
 
 def _loops(image: str | None) -> Iterator[str]:
@@ -143,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parser.parse_args(argv).remove
     try:
         found = notes()
+        for trouble in unreadable():
+            print(f"kept: {trouble}", file=sys.stderr)
         if wanted is None:
             return _listed(found)
         if unknown := sorted({*wanted} - {note["name"] for note in found}):
@@ -157,8 +202,9 @@ def _listed(found: Sequence[Mapping[str, Any]]) -> int:
     for note in found:
         facts = kept(note["name"])
         assert facts is not None
-        print(f"{note['name']}  {note['trial']}  {note['since']}\n    {described(facts)}")
-    total = sum(note["size_bytes"] for note in found)
+        where = described(facts) if is_there(note) else f"not there now: {note['path']}"
+        print(f"{note['name']}  {note['trial']}  {note['since']}\n    {where}")
+    total = sum(note["size_bytes"] for note in found if is_there(note))
     removal = "; python -m tasks.kept --remove gives them back" if found else ""
     print(f"{format_bytes(total) if found else 'nothing'} kept on this machine{removal}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import cgroup
+from tasks import cgroup, kept
 from tasks.state import FOLDER_PREFIX, state_dir
 
 _TRACING = Path("/sys/kernel/tracing/instances")
@@ -21,6 +21,11 @@ def found() -> list[str]:
     """
     known = tuple(folder.name for folder in (state_dir() / "attempts").glob("*"))
     return [str(path) for path in _ours() if not path.name.removeprefix(FOLDER_PREFIX).startswith(known or ("\0",))]
+
+
+def troubles() -> list[str]:
+    """Return in words what of this state folder cannot be read, and so is not known."""
+    return kept.unreadable()
 
 
 def _ours() -> Iterator[Path]:

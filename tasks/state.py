@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from tasks.errors import StorageError
@@ -28,7 +30,19 @@ def state_dir() -> Path:
     except OSError as e:
         text = f"cannot make the folder {folder} for this node's state: {e.strerror}; OFFLOAD_SWEEP_STATE names another"
         raise StorageError(text) from None
-    return folder.resolve()
+    found = folder.resolve()
+    _check_writable(found)
+    return found
+
+
+@cache
+def _check_writable(folder: Path) -> None:
+    """Raise StorageError where no file can be made; once for a process, for many ask for the folder."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        text = f"cannot write to the folder {folder} of this node's state: {e.strerror}"
+        raise StorageError(f"{text}; OFFLOAD_SWEEP_STATE names another") from None
 
 
 def default_image_dir() -> Path:

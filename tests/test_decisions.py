@@ -374,6 +374,9 @@ def test_which_run_is_meant(world: World, tmp_path: Path) -> None:
         assert past.find(world.results, "s", run) == world.folder
     with pytest.raises(ConfigError, match=r"--run: run7 is no run\n  the runs of s: run1"):
         past.find(world.results, "s", "run7")
+    for odd in ("x" * 300, "x/" * 3000, "a\0b"):
+        with pytest.raises(ConfigError, match="is no run"):
+            past.find(world.results, "s", odd)
     with pytest.raises(ConfigError, match="is a run of 's', not of 'other'"):
         past.find(world.results, "other", str(world.folder))
 
@@ -402,6 +405,17 @@ def test_a_run_whose_driver_lives_is_refused_and_one_whose_driver_died_is_not(wo
     assert lock.driver(world.folder) is None
     with lock.held(world.folder):
         pass
+
+
+def test_a_run_that_cannot_be_written_to_is_refused_in_words(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.finish(world.plan())
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(lock, "locked", stale)
+    with pytest.raises(UserError, match="run1: cannot write to it: Stale file handle"):
+        lock.wait_for_writer(world.folder)
 
 
 def test_a_folder_that_never_became_a_run_is_removed(tmp_path: Path) -> None:

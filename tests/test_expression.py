@@ -71,6 +71,8 @@ def test_values_of_every_kind_compare_by_what_they_are() -> None:
         ("batch_size > many", "'many' is neither less nor more than batch_size, which is 1, 2, 16"),
         ("(" * 3000 + "fs == xfs", "is nested too deeply"),
         ("not " * 9000 + "fs == xfs", "is nested too deeply"),
+        ("(" * 200 + "fs == xfs" + ")" * 200, "is nested too deeply"),
+        ("fs in " + "[" * 200 + "1" + "]" * 200, "is nested too deeply"),
         ("fs == xfs batch_size == 1", "'batch_size' at character 11 stands where and, or or the end should"),
         ("(fs == xfs", "ends where ) should stand"),
         ("fs in xfs", "'xfs' at character 7 stands where [ should"),
@@ -128,3 +130,12 @@ def test_a_condition_is_true_where_its_tree_is(tree: Any, cell: dict[str, int]) 
 def test_any_text_is_read_or_refused_in_words(text: str) -> None:
     with suppress(ExpressionError):
         assert parse(text, {"a": (1,), "b": (), "fs": ("x",)})({"a": 1, "fs": "x"}) in (True, False)
+
+
+def test_a_condition_as_deep_as_may_be_can_be_tried_from_deep_within() -> None:
+    test = parse("not (" * 24 + "(fs == xfs" + ")" * 25, AXES)
+
+    def within(depth: int) -> bool:
+        return within(depth - 1) if depth else test({"fs": "xfs"})
+
+    assert within(500)

@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from analysis.bucket import Bucket
 from analysis.errors import AnalysisError
 from analysis.store import RunStore
 from sweep import config, delivery
+from sweep.cli import main
 from sweep.errors import ConfigError
 from sweep.home import probe, results_of
 from tasks.errors import DeliveryError
@@ -163,6 +166,52 @@ def test_what_a_killed_actor_left_out_is_made_good_at_the_end(store, outcome, tm
     assert json.loads(far(again).read("trials/y/trial.json"))["slug"] == "y"
 
 
+def test_what_a_resume_drops_goes_from_the_url_too(store, outcome, tmp_path, url):
+    attempt(store, outcome, "k-1")
+    store.finish({"state": "finished"})
+    store._lock.close()
+    again = RunStore(str(tmp_path / "results" / "s" / "run1"), url)
+    again.resume({}, "name: s\n", ["x"])
+    assert again.finish({"state": "finished"}) is None
+    assert far(again).read("trials/x/trial.json") is None
+    assert far(again).names("trials") == []
+
+
+def test_trouble_at_the_url_costs_the_run_nothing_else(store, outcome, tmp_path, monkeypatch):
+    """It is told, figures are drawn all the same, an attempt can be given up, and the copy can be made good later."""
+    run = tmp_path / "results" / "s" / "run1"
+    attempt(store, outcome, "k-1")
+
+    def put(*_):
+        raise AnalysisError("cannot write there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", put)
+        patch.setattr(Bucket, "write", put)
+        store.expect("y", "k-2")
+        failed = {**RECORD, "slug": "y", "id": "y", "verdict": {"state": "failed", "reasons": ["lost"]}}
+        assert store.give_up("y", "k-2", failed) is None
+        assert "cannot write there" in store.finish({"state": "finished"})
+        monkeypatch.setattr("analysis.store.draw_run", lambda path: {"run": str(path)})
+        assert "cannot write there" in store.draw()["trouble"]
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert store.draw() == {"run": str(run), "trouble": None}
+    assert json.loads(far(store).read("trials/y/trial.json")) == failed
+    check_far(store)
+
+
+def test_a_publication_that_ends_after_the_run_leaves_the_copy_whole(store, outcome, monkeypatch):
+    complete = store._mirror.complete
+
+    def late(*told):
+        assert store.finish({"state": "finished"}) is None
+        complete(*told)
+
+    monkeypatch.setattr(store._mirror, "complete", late)
+    attempt(store, outcome, "k-1")
+    check_far(store)
+
+
 @pytest.fixture
 def shared(tmp_path):
     store = RunStore(str(tmp_path / "nfs" / "s" / "run1"), str(tmp_path / "nfs"))
@@ -179,6 +228,32 @@ def test_a_trial_goes_by_way_of_a_shared_folder(shared, outcome, tmp_path):
     for name, content in FILES.items():
         assert (run.published[0].path / name).read_bytes() == content
     assert not [path.name for path in run.path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_slow_share_is_given_little_at_a_time(shared, outcome, monkeypatch):
+    """Between two signs of life no more is left to a wait for the drive than a slow one takes in a moment."""
+    content = bytes(range(256)) * (40 << 12)
+    (outcome.folder / "big.bin").write_bytes(content)
+    outcome.files[:] = [{"name": "big.bin", "size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}]
+    told, synced = [], os.fdatasync
+
+    def fdatasync(handle):
+        told.append(os.fstat(handle).st_size)
+        synced(handle)
+
+    incoming = Path(shared.home()["folder"]) / "incoming" / "x-k-1"
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("one long wait"))
+    monkeypatch.setattr(delivery, "sync", lambda folder: None)
+    shared.expect("x", "k-1")
+    shared.declare("x", "k-1", outcome.files)
+    monkeypatch.setattr(delivery, "_PIECE_BYTES", 1 << 20)
+    delivery.put(shared.home(), SimpleNamespace(slug="x", token="k-1"), outcome, lambda: told.append("alive"))
+    assert (incoming / "big.bin").read_bytes() == content
+    sizes = [size for size in told if size != "alive"]
+    assert len(sizes) > 10
+    assert max(later - earlier for earlier, later in itertools.pairwise(sizes)) <= 4 << 20
+    assert all("alive" in (one, other) for one, other in itertools.pairwise(told))
 
 
 def test_a_node_that_sees_another_folder_is_told_so_before_it_measures(shared, tmp_path):
@@ -226,10 +301,33 @@ def test_a_shared_folder_is_where_results_are(tmp_path):
     assert f"shared: {tmp_path}" in config.as_yaml(sweep)
 
 
+def test_a_shared_folder_that_is_not_there_is_not_made(tmp_path, capsys):
+    """Where the share is not mounted, that would be a folder on the machine's own disk."""
+    folder = tmp_path / "nfs" / "results"
+    assert main([SMALL, f"data.shared={folder}"]) == 2
+    assert f"data.shared: there is no folder {folder} on this machine" in capsys.readouterr().err
+    assert not folder.parent.exists()
+    folder.mkdir(parents=True)
+    probe("s.yaml", str(folder))
+
+
 def test_a_place_that_cannot_be_written_to_is_refused_before_launch(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"data.shared: cannot write file://.*/file/"):
         probe("s.yaml", f"file://{tmp_path}/file/x")
+
+
+def test_nodes_that_try_a_place_at_the_same_time_do_not_hinder_each_other(tmp_path, monkeypatch):
+    write = Bucket.write
+
+    def written(bucket, name, content):
+        write(bucket, name, content)
+        monkeypatch.setattr(Bucket, "write", write)
+        Bucket(bucket.url).probe()
+
+    monkeypatch.setattr(Bucket, "write", written)
+    Bucket(f"file://{tmp_path}/far").probe()
+    assert not list((tmp_path / "far").iterdir())
 
 
 def test_a_bucket_that_is_missing_or_not_allowed_is_refused_before_launch(s3, monkeypatch):
@@ -252,6 +350,7 @@ def test_a_bucket_that_is_missing_or_not_allowed_is_refused_before_launch(s3, mo
 def test_a_sweep_whose_results_are_shared(tmp_path, kind, request):
     (tmp_path / "state").mkdir()
     far_away = tmp_path / "far"
+    far_away.mkdir()
     place = {"folder": str(far_away), "file": f"file://{far_away}"}.get(kind) or request.getfixturevalue("s3")
     machine = Machine(tmp_path / "state", far_away if kind == "folder" else tmp_path / "results")
     changes = ["workload.apis=[posix]", "trace.tracer=diskstats", "storage.kind=directory", "storage.fs=auto"]

@@ -110,11 +110,50 @@ def test_a_note_that_leads_elsewhere_removes_nothing(state: Path, tmp_path: Path
     assert Path(facts["path"]).exists()
 
 
-def test_a_note_of_nothing_is_dropped(state: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_now_is_remembered(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A drive that is not mounted, looked at by a dry run or by hand; and mounted again."""
+    from tasks import machine
+
     facts = directory_kept(state, tmp_path)
-    Path(facts["path"]).rename(tmp_path / "moved away")
-    assert kept.notes() == []
+    away = tmp_path / "away"
+    Path(facts["path"]).rename(away)
+    machine.offer()
+    assert not kept.room()
+    assert kept.main([]) == 0
+    assert f"not there now: {facts['path']}" in capsys.readouterr().out
+    assert kept.main(["--remove"]) == 2
+    assert f"rm {state / 'kept' / 't-1.json'}" in capsys.readouterr().err
+    assert os.listdir(state / "kept") == ["t-1.json"]
+    away.rename(facts["path"])
+    assert kept.main(["--remove"]) == 0
     assert os.listdir(state / "kept") == []
+
+
+def test_what_was_in_memory_is_forgotten_when_asked_to(state: Path, tmp_path: Path) -> None:
+    facts = directory_kept(state, tmp_path)
+    Path(facts["path"]).rename(tmp_path / "lost")
+    file = state / "kept" / "t-1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_memory": True}))
+    assert kept.main(["--remove", "t-1"]) == 0
+    assert kept.notes() == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"name": "t-0"}', "\udcff"])
+def test_a_note_that_cannot_be_read_is_told_and_hides_no_other(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    from tasks import leftovers, machine
+
+    directory_kept(state, tmp_path)
+    broken = state / "kept" / "t-0.json"
+    broken.write_bytes(content.encode(errors="surrogateescape"))
+    machine.offer()
+    assert any(f"{broken} cannot be read" in text for text in leftovers.troubles())
+    assert kept.main([]) == 0
+    printed = capsys.readouterr()
+    assert "t-1  fs=xfs" in printed.out
+    assert f"kept: {broken} cannot be read: find / -name offload-sweep-kept-t-0" in printed.err
+    assert broken.exists()
 
 
 @pytest.mark.root

@@ -410,3 +410,24 @@ def test_a_local_ray_listens_on_loopback_only_and_wants_a_token(state):
     # as the kernel prints 127.0.0.1, and that in IPv6's form
     assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F"}
     assert token == "0o600 token"
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "."])
+def test_an_address_that_can_be_no_name_is_refused_in_words(host, state, capsys):
+    address = f"{host}:6389"
+    assert node.main(["--join", address]) == 2
+    assert node.main(["--join", address, "--node-ip", "127.0.0.1"]) == 2
+    assert doctor.main(["--address", address]) == 2
+    assert cli.main(["tests/small.yaml", "--dry-run", "--address", address]) == 2
+    assert capsys.readouterr().err.count("sweep") >= 4
+
+
+def test_a_state_folder_that_cannot_be_written_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("OFFLOAD_SWEEP_STATE", "/sys")
+    assert doctor.main([]) == 2
+    assert node.main(["--head"]) == 2
+    assert cli.main(["tests/small.yaml", "--dry-run"]) == 2
+    assert cli.main(["tests/small.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("cannot write to the folder /sys") == 4
+    assert err.count("OFFLOAD_SWEEP_STATE names another") == 4

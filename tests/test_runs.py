@@ -216,3 +216,33 @@ def test_a_merged_run_has_summary_and_report(two: tuple[World, World], capsys: p
     page = (path / "report.html").read_text()
     assert "n=1,rep=1" in page
     assert "run1 (1 trial), run2 (1 trial)" in page
+
+
+# --- runs that change, or that somebody else wrote -------------------------------------------------------------------
+
+
+def test_a_file_that_goes_while_it_is_counted_is_not_counted(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.finish(world.plan())
+    before = runs._size_bytes(world.folder)
+
+    def walk(top: Any, *_: Any) -> Any:
+        yield from [(at, folders, [*names, "gone"]) for at, folders, names in os_walk(top)]
+
+    os_walk = os.walk
+    monkeypatch.setattr("os.walk", walk)
+    assert runs._size_bytes(world.folder) == before
+    assert listed(world, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("fields", [{"plan": ["x"]}, {"plan": 5}, {"nodes": [1]}, {"code": []}])
+def test_one_strange_run_hides_no_other(
+    two: tuple[World, World], capsys: pytest.CaptureFixture[str], fields: dict[str, Any]
+) -> None:
+    for one in two:
+        finish(one, "2026-11-20T22:00:00+00:00")
+    set_record(two[0], **fields)
+    code, lines, _ = listed(two[0], capsys)
+    assert (code, len(lines)) == (0, 3)
+    assert lines[1].startswith("run1 s unreadable ")

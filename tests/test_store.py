@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import intake, load_run
+from analysis import intake, load_run, summary
 from analysis.errors import AnalysisError
+from analysis.run import load_trial
 from analysis.store import RunStore
 
 RECORD = {
@@ -210,6 +211,24 @@ def test_a_closed_run_holds_no_halves(store, run):
         store.publish("x", "k-1", RECORD, [manifest("logs/a.log", b"abcd")])
     assert not (run / "trials" / "x").exists()
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_trial_that_is_analysed_while_the_run_ends_does_not_break_the_summary(store, monkeypatch):
+    """Its rows come while the summary is being written: they wait."""
+    publish(store, "k-1")
+    append, late = summary._append, []
+
+    def appending(path, rows):
+        late.append(pool.submit(store._add_to_summary, "x", "k-1", store._path / "trials" / "x", 0))
+        wait(late, timeout=1)
+        assert not late[0].done()
+        append(path, rows)
+
+    store._summary.add("x", summary.summary_rows(load_trial(store._path / "trials" / "x")))
+    monkeypatch.setattr(summary, "_append", appending)
+    with ThreadPoolExecutor(1) as pool:
+        store.finish({"state": "finished"})
+    assert late[0].result() is None
 
 
 def test_a_trial_whose_trace_cannot_be_read_is_published_and_not_known(store, run):
