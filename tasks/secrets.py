@@ -14,11 +14,16 @@ from tasks.lease import TOKEN_VARIABLE
 HIDDEN = "***"
 
 #: Names of secrets, by their words: HF_TOKEN, aws_secret_access_key, PGPASSWORD; but not max_tokens, or TOKENIZERS.
+_SURE = (
+    r"(?:access|api|private|secret|auth|account)[_-]?(?:key|token)s?(?:[_.-]|$)"
+    r"|passw(?:or)?d|passphrase|secret|credential"
+)
 _NAME = re.compile(
-    r"(?:^|[_.-])(?:token|pat|key|apikey|auth)$|(?:access|api|private|secret|auth|account)[_-]?(?:key|token)s?(?:[_.-]|$)"
-    r"|passw(?:or)?d|passphrase|secret|credential|(?:^|[_.-])token[_.-]",
+    rf"(?:^|[_.-])(?:token|pat|key|apikey|auth)$|{_SURE}|(?:^|[_.-])token[_.-]",
     re.IGNORECASE,
 )
+#: Names under which numbers are secret too: PGPASSWORD, MY_TOKEN; but not seconds_per_token.
+_OF_NUMBERS = re.compile(rf"(?i:{_SURE})|^[A-Z0-9_]+$")
 _NEVER = (TOKEN_VARIABLE,)
 
 #: Shorter values are hidden where their name stands, but not looked for in text: they would be everywhere.
@@ -36,6 +41,19 @@ _OVERLAP_BYTES = 512
 def is_secret(name: str) -> bool:
     """Say whether a variable or key of this name holds a secret."""
     return bool(_NAME.search(name)) and name not in _NEVER
+
+
+def holds_secret(name: str, value: Any) -> bool:
+    """Say whether a key of this name, which holds text or a number, holds a secret; null, truth and "" are none."""
+    if isinstance(value, str):
+        return bool(value) and is_secret(name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and is_secret(name) and bool(_OF_NUMBERS.search(name))
+
+
+def within(name: str, key: str) -> str:
+    """Return the name by which the value of `key` is judged, in a mapping that is called `name`."""
+    return name if not is_secret(key) and _OF_NUMBERS.search(name) and is_secret(name) else key
 
 
 class Redactor:
@@ -56,12 +74,14 @@ class Redactor:
 
     def value(self, value: Any, name: str = "") -> Any:
         """Return a JSON value without secrets; `name` is the key it stands under."""
+        if holds_secret(name, value):
+            return HIDDEN
         if isinstance(value, str):
-            return HIDDEN if value and is_secret(name) else self.text(value)
+            return self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.value(item, str(key)) for key, item in value.items()}
+            return {key: self.value(item, within(name, str(key))) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.value(item) for item in value]
+            return [self.value(item, name) for item in value]
         return value
 
     def file(self, path: Path) -> None:
@@ -104,9 +124,12 @@ def of_trial(config: Mapping[str, Any]) -> Redactor:
     return Redactor(config, os.environ)
 
 
-def _values(source: Mapping[str, Any]) -> Iterable[str]:
-    for name, value in source.items():
-        if isinstance(value, Mapping):
-            yield from _values(value)
-        elif isinstance(value, str) and is_secret(str(name)):
-            yield value
+def _values(value: Any, name: str = "") -> Iterable[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _values(item, within(name, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _values(item, name)
+    elif holds_secret(name, value):
+        yield str(value)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sweep import config
 from sweep.errors import ConfigError
-from sweep.exposure import without_secret
+from sweep.exposure import references, without_secret
 from sweep.plan import Grid
 from tasks import secrets
 from tasks.secrets import Redactor, is_secret
@@ -56,6 +56,16 @@ def test_values_are_hidden_wherever_they_stand():
         "reasons": ["exit: ***!"], "repeat": 12, "at": "/root",
     }  # fmt: skip
     assert hides.text("https://me:pw@host/x and s3://b/c@d:e") == "https://***@host/x and s3://b/c@d:e"
+
+
+def test_lists_numbers_and_what_lies_within_are_hidden_too():
+    config = {"api_keys": ["key-one-1", "key-two-2"], "PGPASSWORD": 123456, "credentials": {"user": "bob1234", "n": 7}}
+    config |= {"argv": ["--pw=123456", "--key", "key-two-2"], "use_auth_token": True, "token": None}
+    counts = {"seconds_per_token": 0.25, "bytes_per_token": 4096, "kv_cache_key": [1, 2]}
+    assert Redactor(config).value(config | counts) == {
+        "api_keys": ["***", "***"], "PGPASSWORD": "***", "credentials": {"user": "***", "n": "***"},
+        "argv": ["--pw=***", "--key", "***"], "use_auth_token": True, "token": None, **counts,
+    }  # fmt: skip
 
 
 def test_a_secret_in_another_is_hidden_whole():
@@ -137,6 +147,11 @@ def test_a_stored_sweep_takes_its_secret_from_the_environment(tmp_path, monkeypa
         ("description=${oc.env:MY_TOKEN}", "description: takes in the secret MY_TOKEN"),
         ("grid.workload.argv=[[a], ['x ${oc.env: MY_TOKEN}']]", "takes in the secret MY_TOKEN"),
         ("grid.workload.env.HF_TOKEN=[a, b]", "a secret cannot be an axis"),
+        ("zip.workload.env.HF_TOKEN=[a, b]", "zip.workload.env.HF_TOKEN: a secret cannot be an axis"),
+        ("zip=[{workload.env.HF_TOKEN: [a, b], repeats: [1, 2]}]", "zip.workload.env.HF_TOKEN: a secret cannot be"),
+        ("zip=[{workload: {env: {HF_TOKEN: [a, b]}}}]", "zip.workload.env.HF_TOKEN: a secret cannot be"),
+        ("grid.workload.env=[{HF_TOKEN: a}, {HF_TOKEN: b}]", "grid.workload.env: a secret cannot be an axis"),
+        ("zip=[{workload.argv: [[a], ['${oc.env:MY_TOKEN}']]}]", "takes in the secret MY_TOKEN"),
     ],
 )
 def test_a_secret_where_it_would_be_seen_is_refused(tmp_path, monkeypatch, override, words):
@@ -148,3 +163,30 @@ def test_a_secret_where_it_would_be_seen_is_refused(tmp_path, monkeypatch, overr
 def test_the_command_line_is_kept_without_its_secrets():
     given = ["conf.yaml", "workload.env.HF_TOKEN=hf_x", "workload.max_tokens=4", "--results", "x"]
     assert [without_secret(a) for a in given] == ["conf.yaml", "workload.env.HF_TOKEN=***", *given[2:]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "kept"),
+    [
+        ("workload.env={HF_TOKEN: supersecret123, MODE: fast}", 'workload.env={"HF_TOKEN": "***", "MODE": "fast"}'),
+        ("workload={env: {PGPASSWORD: 123456}}", 'workload={"env": {"PGPASSWORD": "***"}}'),
+        ("workload.argv=[x, 'https://me:pw@host/']", 'workload.argv=["x", "https://***@host/"]'),
+        ("workload.env={MODE: fast}", "workload.env={MODE: fast}"),
+        ("workload.env={MODE: [", "workload.env={MODE: ["),
+    ],
+)
+def test_the_command_line_is_kept_without_secrets_in_a_mapping(argument, kept):
+    assert without_secret(argument) == kept
+
+
+def test_numbers_and_lists_come_from_the_environment_again(tmp_path, monkeypatch):
+    workload = "{kind: command, argv: [prog, '{api_key}'], env: {PGPASSWORD: 123456}, values: {api_key: 777777}}"
+    stored = config.as_yaml(load(tmp_path, f"workload: {workload}\nstorage: {{kind: directory, fs: auto}}\n"))
+    assert "123456" not in stored
+    assert "777777" not in stored
+    monkeypatch.setenv("PGPASSWORD", "654321")
+    monkeypatch.setenv("api_key", "888888")
+    again = Grid(load(tmp_path, stored)).trials[0].config["workload"]
+    assert str(again["env"]["PGPASSWORD"]) == "654321"
+    assert again["values"] == {"api_key": 888888}
+    assert references({"api_keys": ["k-one", 2]}) == {"api_keys": "${oc.decode:${oc.env:api_keys}}"}
