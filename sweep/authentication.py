@@ -98,8 +98,11 @@ def known_token() -> Path | None:
 
 
 def with_token(file: Path) -> dict[str, str]:
-    """Return the environment in which Ray uses the token in `file`: the mode too, for a file alone is not enough."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file.absolute())}
+    """Return the environment in which Ray uses the token in `file`: the mode too, for a file alone is not enough.
+
+    Raises ClusterError where the file is missing, empty, or others may read it.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(checked(file).absolute())}
 
 
 def without_token() -> dict[str, str]:

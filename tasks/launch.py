@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from tasks.errors import TaskError
 from tasks.spec import TrialSpec
@@ -24,6 +24,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 #: How long a cancelled task may take to notice; it waits in the kernel until then.
 _MOMENT_S = 0.5
+
+#: From this length on the log of supervisors is begun anew.
+_LOG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def _supervisor() -> Iterator[tuple[BinaryIO, BinaryIO]]:
     ours, theirs = os.pipe(), os.pipe()
     with open(ours[1], "wb") as orders, open(theirs[0], "rb") as events:
         # Not this process's standard error: a Ray worker's log, and who clears a dead Ray ends whoever has that open.
-        with (state_dir() / "supervisor.log").open("a") as errors:
+        with _log() as errors:
             try:
                 _send(Request(os.environ, (ours[0], theirs[1], errors.fileno())))
             finally:
@@ -68,6 +71,19 @@ def _supervisor() -> Iterator[tuple[BinaryIO, BinaryIO]]:
         finally:
             orders.close()
             events.read()  # its end: nothing of the attempt is left
+
+
+@contextmanager
+def _log() -> Iterator[TextIO]:
+    """Open the node's log of supervisors, for its owner's eyes only; a long one becomes the one before it."""
+    path = state_dir() / "supervisor.log"
+    with suppress(FileNotFoundError):
+        if path.stat().st_size > _LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with suppress(PermissionError):  # another user's
+            os.fchmod(file.fileno(), 0o600)
+        yield file
 
 
 _doors: list[socket.socket] = []

@@ -55,7 +55,11 @@ class Lease:
     def take(cls, token: str, owner: int | None = None) -> Lease:
         """Open a new lease, owned by `owner` (this process unless given)."""
         lease = cls(state_dir() / "attempts" / token, token, owner or os.getpid())
-        lease.folder.mkdir(parents=True)
+        # Logs lie in there that nothing has taken the secrets out of yet.
+        lease.folder.parent.mkdir(exist_ok=True)
+        with suppress(PermissionError):  # of another user, who has to see to it
+            lease.folder.parent.chmod(0o700)
+        lease.folder.mkdir(mode=0o700)
         (lease.folder / MARKER).touch()
         lease._write()
         return lease

@@ -120,6 +120,13 @@ def test_what_cannot_be_undone_stays_written_down(monkeypatch: pytest.MonkeyPatc
     assert held(lease) == ["/no/such/file"]
 
 
+def test_nobody_else_reads_what_an_attempt_leaves(state: Path) -> None:
+    """Its logs hold secrets until it ends; a folder of an earlier version is closed too."""
+    (state / "attempts").mkdir(mode=0o755)
+    lease = Lease.take("own")
+    assert {path.stat().st_mode & 0o777 for path in (lease.folder, lease.folder.parent)} == {0o700}
+
+
 def test_a_token_is_taken_once() -> None:
     Lease.take("token")
     with pytest.raises(FileExistsError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep import authentication, cli, doctor, node, raylet
+from sweep import authentication, cli, cluster, doctor, node, raylet
 from sweep.errors import ClusterError
 from sweep.placement import Node, Placement, place, resources_of
 from tasks import machine, node_config
@@ -206,6 +206,17 @@ def test_an_unusable_token_is_refused(tmp_path, text, mode, words):
         file.chmod(mode)
     with pytest.raises(ClusterError, match=words):
         authentication.checked(file)
+
+
+@pytest.mark.parametrize(("address", "answer"), [("10.0.0.1:6379", "taken"), ("auto", None)])
+def test_a_driver_uses_no_token_that_others_may_read(tmp_path, monkeypatch, address, answer):
+    token = authentication.make_token(tmp_path / "token")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setattr(authentication, "_asked", lambda *told: answer)
+    monkeypatch.setattr(cluster, "check_reachable", lambda address: None)
+    with pytest.raises(ClusterError, match="others than its owner may read"), cluster.connected(address):
+        pytest.fail("it is used")
 
 
 def test_the_token_is_in_no_command_line(tmp_path, state):
