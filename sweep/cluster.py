@@ -14,6 +14,7 @@ from sweep.errors import ClusterError, first_line
 from sweep.placement import SLOT, Node, resources_of
 from tasks import machine
 from tasks.state import state_dir
+from tasks.text import printable
 
 _CONNECT_LIMIT_S = 5.0
 _HEAD_HINT = "start one with: python -m sweep.node --head"
@@ -121,5 +122,5 @@ def _nodes() -> list[Node]:
         hint = "start nodes with: python -m sweep.node --join HEAD:PORT"
         raise ClusterError(f"no node of the cluster offers a {SLOT}\n  {hint}")
     for refusal in refusals:
-        print(f"sweep: left out: {refusal}", file=sys.stderr)
+        print(printable(f"sweep: left out: {refusal}"), file=sys.stderr)
     return found

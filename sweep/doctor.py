@@ -16,6 +16,7 @@ from sweep.placement import SLOT
 from tasks import lease, leftovers, machine
 from tasks.errors import TaskError
 from tasks.machine import Offer
+from tasks.text import printable
 from tasks.units import format_bytes
 
 _EPILOG = """\
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         checkups = of_cluster(args.address) if args.address else [of_this_machine()]
     except (UserError, TaskError) as e:
-        print(f"sweep.doctor: {e}", file=sys.stderr)
+        print(printable(f"sweep.doctor: {e}"), file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps([checkup.to_json() for checkup in checkups], indent=2))
     else:
         with suppress(BrokenPipeError):  # whoever reads is gone, as under `| head`
-            print("\n".join(report(checkups)), flush=True)
+            print(printable("\n".join(report(checkups))), flush=True)
     fit = sum(checkup.fit for checkup in checkups)
     return EXIT_VALID if fit == len(checkups) else (EXIT_TRIALS if fit else EXIT_USER)
 

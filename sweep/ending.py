@@ -10,11 +10,12 @@ from sweep.errors import EXIT_TRIALS, EXIT_VALID
 from sweep.options import Options
 from sweep.progress import counted
 from sweep.record import shown
+from tasks.text import printable
 
 
 def tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder: Path, options: Options) -> None:
     """Say why a run ended early, where what it has is, and how to go on."""
-    print(f"{why}; {len(records)} of {counted(total, 'trial')} are kept in {shown(folder)}")
+    print(printable(f"{why}; {len(records)} of {counted(total, 'trial')} are kept in {shown(folder)}"))
     if records:
         print(f"draw them with: python -m analysis {shown(folder)}")
     print(f"go on with: {options.again()}", flush=True)
@@ -30,7 +31,7 @@ def conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any])
         print(f"{counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
     for reason, names in by_reason(drawn["ruled_out"].items()).items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        print(f"not drawn: {names[0]}{more}: {reason}")
+        print(printable(f"not drawn: {names[0]}{more}: {reason}"))
     print(f"figures: {shown(Path(drawn['run']) / 'figures')}")
     if drawn["report"]:
         print(f"report:  {shown(Path(drawn['report']))}")

@@ -22,6 +22,7 @@ from tasks.errors import TaskError
 from tasks.machine import Offer
 from tasks.mounts import mount_of
 from tasks.node_config import IMAGES, NodeConfigError
+from tasks.text import printable
 
 #: The port of the head that other machines join at: Ray's default.
 _PORT = 6379
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_storage(offer)
         raylet.keep(_role(args, offer), say)
     except (UserError, TaskError) as e:
-        print(f"sweep.node: {e}", file=sys.stderr)
+        print(printable(f"sweep.node: {e}"), file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         return EXIT_VALID  # being told to end is how a node ends
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(text: str) -> None:
     """Print a line for whoever watches this node."""
-    print(f"sweep.node: {text}", flush=True)
+    print(printable(f"sweep.node: {text}"), flush=True)
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
     for text in plan.idle:
         print(f"note: no cell meets {text}")
     for words, reason in plan.skipped:
-        print(f"left out: {words}: {reason}")
+        print(printable(f"left out: {words}: {reason}"))
     if sweep.description:
         print(sweep.description)
     known = Durations((results / sweep.name).absolute(), plan.every)
@@ -46,7 +46,7 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
         print(printable("\n".join(lines)))
     runs = decisions.trials(*RUNS)
     for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in runs):
-        print(f"needs {wanted}")
+        print(printable(f"needs {wanted}"))
     print(f"expected: {_expected(sweep, runs, placements, known)}")
     print(f"figures: {', '.join(sweep.figures)}")
     fit(sweep, plan, placements)

@@ -76,7 +76,8 @@ class _Run:
         if address is None:
             session.clear_abandoned()
             for problem in lease.reap():
-                print(f"sweep: an earlier sweep left this behind, and it cannot be removed: {problem}", file=sys.stderr)
+                text = f"sweep: an earlier sweep left this behind, and it cannot be removed: {problem}"
+                print(printable(text), file=sys.stderr)
         if self.options.resume:
             lock.wait_for_writer(self.folder)
         what = f"{self.sweep.name}: {progress.counted(len(self.plan.trials), 'trial')}"
@@ -95,7 +96,7 @@ class _Run:
         placements = Placements(nodes)
         fit(self.sweep, self.plan, placements)
         for text, ids in by_reason(self.plan.skipped).items():
-            print(f"left out: {few(ids)}: {text}")
+            print(printable(f"left out: {few(ids)}: {text}"))
         resumed = self._resumed(placements) if self.options.resume else None
         finished = resumed.records() if resumed else {}
         actor = self._opened(nodes, resumed)
@@ -186,7 +187,7 @@ def _draw(actor: Any, folder: Path) -> dict[str, Any]:
         drawn: dict[str, Any] = ray.get(actor.draw.remote())
     except ray.exceptions.RayTaskError as e:
         again = f"once mended, draw it with: python -m analysis {shown(folder)}"
-        print(f"sweep: the report cannot be drawn: {first_line(e.cause or e)}\n  {again}", file=sys.stderr)
+        print(printable(f"sweep: the report cannot be drawn: {first_line(e.cause or e)}\n  {again}"), file=sys.stderr)
         return {"run": str(folder), "report": None, "ruled_out": {}}
     return drawn
 

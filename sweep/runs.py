@@ -201,7 +201,7 @@ def _merge(arguments: Sequence[str]) -> int:
     for run in found.runs:
         print(f"{run.path.name}: {counted(len(found.of(run)), 'trial')} of {len(run.trials)}")
     for note in found.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     print(f"merged: {_relative(path)}", flush=True)
     _draw(found, path)
     return EXIT_VALID
@@ -216,7 +216,7 @@ def _draw(found: Any, path: Path) -> None:
         report = draw_run(path)["report"]
     except (AnalysisError, OSError) as e:
         again = f"once mended, draw it with: python -m analysis {_relative(path)}"
-        print(f"sweep.runs: the report cannot be drawn: {e}\n  {again}", file=sys.stderr)
+        print(printable(f"sweep.runs: the report cannot be drawn: {e}\n  {again}"), file=sys.stderr)
         return
     print(f"report: {_relative(Path(report))}")
 

@@ -23,6 +23,7 @@ from tasks.errors import StorageError, TaskError
 from tasks.lease import MARKER
 from tasks.mounts import mount_of, mounts
 from tasks.state import FOLDER_PREFIX, state_dir
+from tasks.text import printable
 from tasks.units import format_bytes
 
 #: How a folder begins that no clean-up of an attempt knows; its lease's name for it does not.
@@ -187,14 +188,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = notes()
         for trouble in unreadable():
-            print(f"kept: {trouble}", file=sys.stderr)
+            print(printable(f"kept: {trouble}"), file=sys.stderr)
         if wanted is None:
             return _listed(found)
         if unknown := sorted({*wanted} - {note["name"] for note in found}):
             raise StorageError(f"nothing is kept here under the name {unknown[0]}; python -m tasks.kept lists what is")
         return _removed([note for note in found if not wanted or note["name"] in wanted])
     except (TaskError, OSError) as error:
-        print(f"kept: {error}", file=sys.stderr)
+        print(printable(f"kept: {error}"), file=sys.stderr)
         return 2
 
 
@@ -203,7 +204,7 @@ def _listed(found: Sequence[Mapping[str, Any]]) -> int:
         facts = kept(note["name"])
         assert facts is not None
         where = described(facts) if is_there(note) else f"not there now: {note['path']}"
-        print(f"{note['name']}  {note['trial']}  {note['since']}\n    {where}")
+        print(printable(f"{note['name']}  {note['trial']}  {note['since']}\n    {where}"))
     total = sum(note["size_bytes"] for note in found if is_there(note))
     removal = "; python -m tasks.kept --remove gives them back" if found else ""
     print(f"{format_bytes(total) if found else 'nothing'} kept on this machine{removal}")
@@ -215,9 +216,9 @@ def _removed(found: Sequence[Mapping[str, Any]]) -> int:
     for note in found:
         try:
             remove(note)
-            print(f"removed {note['path']}")
+            print(printable(f"removed {note['path']}"))
         except (StorageError, OSError) as error:
-            print(f"kept: {error}", file=sys.stderr)
+            print(printable(f"kept: {error}"), file=sys.stderr)
             left += 1
     return 2 if left else 0
 

@@ -4,14 +4,28 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+import ray
 from rich.console import Console
 
 from analysis.drawing import draw_run
+from analysis.errors import AnalysisError
+from sweep import cluster, doctor, membership, run
+from sweep.checkup import examined
+from sweep.ending import conclude, tell_what_is_kept
+from sweep.errors import ClusterError
+from sweep.membership import Answer
+from sweep.options import Options
+from sweep.placement import Node
 from sweep.progress import Lines, Live
+from tasks import kept
 from tasks.text import printable
 from tests.analysis.made_run import make_run
+from tests.test_doctor import an_offer
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\rgone\x9b31m \u202egnp.exe\x08"
 
@@ -50,6 +64,49 @@ def test_a_hostile_node_cannot_play_with_the_terminal(kind):
     text = out.getvalue()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "[bold]reason[/bold]" in text
+    assert "\\x1b]0;owned" in text
+
+
+def refused(monkeypatch):
+    """One node that is left out beside one that is not, both with names of their own."""
+    answers = [Answer(EVIL, "1", None, None, f"node {EVIL} has other code"), Answer("b", "2", None, Node(an_offer([])))]
+    monkeypatch.setattr(membership, "candidates", list)
+    monkeypatch.setattr(membership, "asked", lambda entries: answers)
+    cluster._nodes()
+
+
+def examined_and_refused(monkeypatch):
+    offer = replace(an_offer([], {"fs:xfs": EVIL}), hostname=EVIL)
+    monkeypatch.setattr(doctor, "of_this_machine", lambda: examined(offer, {"problems": [EVIL]}))
+    assert doctor.main([]) == 2
+    refusal = ClusterError(f"no node can take part: {EVIL}")
+    monkeypatch.setattr(doctor, "of_this_machine", lambda: (_ for _ in ()).throw(refusal))
+    assert doctor.main([]) == 2
+
+
+def kept_here(monkeypatch):
+    note = {"name": "t-1", "trial": EVIL, "since": "now", "path": f"/{EVIL}", "image": None, "size_bytes": 1}
+    monkeypatch.setattr(kept, "notes", lambda: [note | {"in_memory": False}])
+    assert kept.main([]) == 0
+    assert kept.main(["--remove"]) == 2
+
+
+def ended(monkeypatch):
+    options = Options(Path("results"))
+    tell_what_is_kept(f"stopped: {EVIL}", {}, 1, Path("run"), options)
+    drawn = {"run": "run", "report": None, "ruled_out": {"timeline": EVIL}}
+    conclude({}, drawn)
+    run._tell_of_copy(EVIL)
+    raised = ray.exceptions.RayTaskError("draw", "", AnalysisError(EVIL))
+    monkeypatch.setattr(ray, "get", lambda ref: (_ for _ in ()).throw(raised))
+    run._draw(MagicMock(), Path("run"))
+
+
+@pytest.mark.parametrize("tell", [refused, examined_and_refused, kept_here, ended])
+def test_nor_where_a_line_is_just_printed(tell, state, monkeypatch, capsys):
+    tell(monkeypatch)
+    text = "".join(capsys.readouterr())
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "\\x1b]0;owned" in text
 
 
