@@ -364,3 +364,25 @@ def test_a_sweep_whose_results_are_shared(tmp_path, kind, request):
         for path in run.path.rglob("*"):
             if path.is_file() and path.suffix != ".lock":
                 assert mirror.read(str(path.relative_to(run.path))) == path.read_bytes(), path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_whose_figures_do_not_reach_the_url(tmp_path):
+    """That is told at its end; it has its report, and going on with it makes up for what is missing."""
+    (tmp_path / "state").mkdir()
+    machine = Machine(tmp_path / "state", tmp_path / "results")
+    words = ["workload.apis=[posix]", "trace.tracer=diskstats", "storage.kind=directory", "storage.fs=auto", "grid={}"]
+    words += [f"storage.path={tmp_path}", "storage.queue.max_sectors_kb=null", f"data.shared=file://{tmp_path}/far"]
+    process = machine.start(SMALL, *words)
+    end = time.monotonic() + 120
+    while not (runs := list((tmp_path / "far" / "small").glob("*/"))) and time.monotonic() < end:
+        time.sleep(0.05)
+    (runs[0] / "figures").touch()
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, "report:" in out) == (0, True), err
+    assert "sweep: not all of the run is at its URL: cannot write" in err
+    (runs[0] / "figures").unlink()
+    code, _, err = machine.run(SMALL, *words, "--resume")
+    assert (code, err) == (0, "")
+    assert any((runs[0] / "figures").iterdir())
