@@ -49,6 +49,7 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
         print(f"needs {wanted}")
     print(f"expected: {_expected(sweep, runs, placements, known)}")
     print(f"figures: {', '.join(sweep.figures)}")
+    plan.select(decisions.wanted())
     fit(sweep, plan, placements)
     return EXIT_VALID
 

@@ -28,7 +28,7 @@ from sweep.past import Past, find
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid
 from sweep.record import new_record, now, shown
-from sweep.resume import RUNS, Decisions, State
+from sweep.resume import Decisions
 from tasks import lease
 from tasks.text import printable
 
@@ -48,7 +48,7 @@ _FINISH_LIMIT_S = 60.0
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     """Run all trials of `plan`, draw the figures and return the exit code."""
     here = cluster.here()
-    if options.address is None:
+    if options.address is None and not options.resume:
         fit(sweep, plan, Placements([here]))
     home.probe(sweep.source, sweep.shared)
     if options.resume:
@@ -93,10 +93,10 @@ class _Run:
         from sweep.scheduler import Policy, Scheduler
 
         placements = Placements(nodes)
+        resumed = self._resumed(placements) if self.options.resume else None
         fit(self.sweep, self.plan, placements)
         for text, ids in by_reason(self.plan.skipped).items():
             print(f"left out: {few(ids)}: {text}")
-        resumed = self._resumed(placements) if self.options.resume else None
         finished = resumed.records() if resumed else {}
         actor = self._opened(nodes, resumed)
         policy = Policy(
@@ -125,7 +125,7 @@ class _Run:
         decisions = Decisions(self.plan, placements, Past(self.folder), ask)
         lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in decisions.told())]
         print(printable("\n".join(lines)), flush=True)
-        self.plan.select(decisions.trials(*RUNS, State.reuse))
+        self.plan.select(decisions.wanted())
         return decisions
 
     def _opened(self, nodes: Sequence[Node], resumed: Decisions | None) -> Any:
