@@ -52,7 +52,7 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
         fit(sweep, plan, Placements([here]))
     home.probe(sweep.source, sweep.shared)
     if options.resume:
-        folder = find(options.results, sweep.name, options.run)
+        folder = find(options.results, sweep.name, options.run, at_head=options.address is not None)
         _check_room(folder)
     else:
         folder = _new_folder(options.results, sweep.name)
@@ -121,6 +121,8 @@ class _Run:
 
     def _resumed(self, placements: Placements) -> Decisions:
         """Decide what of an earlier run is good, tell it, and leave out of the plan what is not worth running."""
+        if self.options.address:
+            home.check_at_head(cluster.head_address(), self.sweep.shared)
         ask = ask_through_ray if self.options.address else ask_here
         decisions = Decisions(self.plan, placements, Past(self.folder), ask)
         lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in decisions.told())]

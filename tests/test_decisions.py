@@ -393,6 +393,8 @@ def test_two_writers_are_one_too_many(world: World) -> None:
 def test_which_run_is_meant(world: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run of s in"):
         past.find(world.results, "s", None)
+    with pytest.raises(ConfigError, match="the results of a cluster are on its head: go on there"):
+        past.find(world.results, "s", None, at_head=True)
     world.finish(world.plan())
     for run in (None, "run1", str(world.folder)):
         assert past.find(world.results, "s", run) == world.folder
