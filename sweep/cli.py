@@ -142,7 +142,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     plan.select(selection.of(plan.trials, sweep, plan.skipped))
     results = results_of(sweep.shared, args.results)
     if args.dry_run:
-        resumed = find(results, sweep.name, args.run) if args.resume else None
+        resumed = find(results, sweep.name, args.run, at_head=args.address is not None) if args.resume else None
         return dry_run(sweep, plan, results, args.address, resumed)
     from sweep.run import run_sweep
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import analysis
 import tasks
+from tasks.errors import TaskError
 from tasks.workloads import WORKLOADS
 
 #: Folders whose files can belong to single workloads.
@@ -49,6 +50,28 @@ def digest_of(config: Mapping[str, Any]) -> str:
     return _digest(config["workload"]["kind"], tracer in ("auto", "bpftrace"), stacks)
 
 
+def check_unchanged(config: Mapping[str, Any], planned: str) -> None:
+    """Raise TaskError where the files that a trial depends on are not those of its plan, on this machine, now.
+
+    They are read again each time, a millisecond or two: scripts start from the disk, whatever was imported long ago.
+    """
+    kind, stacks = config["workload"]["kind"], bool(config["trace"].get("stacks"))
+    # Either will do: the plan may have said `auto` where the node has settled for another tracer.
+    known = {path: told for bpftrace in (True, False) for path, told in _code(kind, bpftrace, stacks).items()}
+    places = _files() | _foreign_file(kind)
+    now = {path: _hash(places[path]) for path in known}
+    if any(
+        digest({path: now[path] for path in _code(kind, bpftrace, stacks)}) == planned for bpftrace in (True, False)
+    ):
+        return
+    changed = [path for path, told in now.items() if told != known[path]]
+    which = f" ({', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''})" if changed else ""
+    raise TaskError(
+        f"the code on this machine{which} is not the one that the sweep was planned with: it was changed meanwhile; "
+        "end the sweep, and go on with --resume"
+    )
+
+
 def is_script(path: str) -> bool:
     """Say whether a file of `code_of` is a script of bpftrace, which only some tracers need."""
     return path.endswith(".bt")
@@ -76,10 +99,15 @@ def _code(kind: str, bpftrace: bool, stacks: bool) -> dict[str, str]:
 
 
 def _foreign(kind: str) -> dict[str, str]:
-    """Return the file of a workload that lies in a package of somebody else's."""
+    """Return the file of a workload that lies in a package of somebody else's, with its hash."""
+    return {path: _hash(file) for path, file in _foreign_file(kind).items()}
+
+
+def _foreign_file(kind: str) -> dict[str, Path]:
+    """Return where that file lies on this machine, by a path that is the same on all."""
     module = WORKLOADS[kind]
     found = None if module.startswith("tasks.") else importlib.util.find_spec(module)
-    return {found.origin: _hash(Path(found.origin))} if found and found.origin else {}
+    return {f"{module.replace('.', '/')}.py": Path(found.origin)} if found and found.origin else {}
 
 
 @cache
@@ -106,7 +134,10 @@ def _hashes() -> dict[str, str]:
 
 
 def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    except FileNotFoundError:
+        return "(none)"
 
 
 @cache

@@ -30,13 +30,14 @@ def node_changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
     Files that the job wrote itself are nobody's, and tools that the trial does not use any more do not matter to it.
     """
-    written = {("files", name) for name, content in _mapping(recorded, "files").items() if content == WRITTEN}
-    unused = {("tools", name) for name in _mapping(recorded, "tools") if name not in _mapping(now, "tools")}
+    written = {("files", name) for name, content in mapping_in(recorded, "files").items() if content == WRITTEN}
+    unused = {("tools", name) for name in mapping_in(recorded, "tools") if name not in mapping_in(now, "tools")}
     changes = _differences(recorded, now)
     return [_told("node: ", *change) for change in changes if change[0] not in written | unused]
 
 
-def _mapping(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def mapping_in(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return what a record has under a name, an empty mapping where that is none."""
     found = of.get(name)
     return found if isinstance(found, Mapping) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from analysis.errors import AnalysisError
@@ -38,6 +39,31 @@ def results_of(shared: str | None, stated: str) -> Path:
         text = f"would not be used: {_KEY} says that results are in {shared}"
         raise ConfigError("--results", None, text, f"leave it out, or set {_KEY}=null")
     return Path(shared)
+
+
+def is_shared_folder(shared: str | None) -> bool:
+    """Say whether the results are where head and nodes see the same files."""
+    return shared is not None and "://" not in shared
+
+
+def check_at_head(head: str, shared: str | None) -> None:
+    """Raise ConfigError where a run cannot be gone on with from here: this is not its cluster's head, HOST:PORT.
+
+    What it has finished, and the lock of its driver, are looked for on this machine's disk.
+    """
+    if not is_shared_folder(shared) and not _is_own(head.rpartition(":")[0].strip("[]")):
+        text = f"the results of a cluster are on its head, {head}, and this is another machine"
+        raise ConfigError("--resume", None, text, f"go on there, or keep results in a folder that all mount: {_KEY}")
+
+
+def _is_own(ip: str) -> bool:
+    """Say whether an address is this machine's: only then can it be listened at."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.bind((ip, 0))
+    except OSError:
+        return False
+    return True
 
 
 def probe(source: str, shared: str | None) -> None:

@@ -6,14 +6,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from analysis.files import write_bytes
 from sweep import lock
-from sweep.comparison import code_changes, node_changes, plan_changes
+from sweep.comparison import code_changes, mapping_in, node_changes, plan_changes
 from sweep.errors import UserError
 from sweep.past import Finished, Past
 from sweep.progress import counted
@@ -32,6 +33,8 @@ class Taken:
     runs: tuple[Past, ...]
     chosen: Mapping[str, tuple[Past, Finished]]
     notes: tuple[str, ...]
+    #: In what the runs differ beyond single trials: files of code, kernels, drives; one line for each.
+    differences: tuple[str, ...]
 
     def of(self, run: Past) -> list[Finished]:
         """Return the trials that come from one run."""
@@ -69,7 +72,11 @@ def taken(paths: Sequence[Path]) -> Taken:
         notes.append(f"{counted(better, 'trial')} valid in one run and not in another: the valid one is taken")
     if twice:
         notes.append(f"{counted(twice, 'trial')} in more than one run: the newest is taken")
-    return Taken(tuple(runs), chosen, tuple(notes))
+    differences = tuple(_apart(chosen.values()))
+    if differences:
+        more = f"; and {len(differences) - _MOST} more" if len(differences) > _MOST else ""
+        notes.append(f"the runs are not of the same: {'; '.join(differences[:_MOST])}{more}")
+    return Taken(tuple(runs), chosen, tuple(notes), differences)
 
 
 def _checked(paths: Sequence[Path]) -> list[Past]:
@@ -108,6 +115,37 @@ def _differences(one: tuple[Past, Finished], other: tuple[Past, Finished]) -> It
         before, after = first.code(a.code), second.code(b.code)
         yield from code_changes(before, after) if before and after else [f"code: {a.code} -> {b.code}"]
     yield from node_changes(a.node or {}, b.node or {})
+
+
+def _apart(chosen: Iterable[tuple[Past, Finished]]) -> Iterator[str]:
+    """Yield in what runs differ whose trials were taken: what each of two has and the other has not.
+
+    A run on some of another's nodes has less of everything, and nothing else: that is no difference.
+    """
+    held: dict[str, dict[str, set[str]]] = {}
+    for run, finished in chosen:
+        for name, value in _circumstances(run, finished):
+            held.setdefault(name, {}).setdefault(run.path.name, set()).add(value)
+    for name, by_run in sorted(held.items()):
+        if any(one - other and other - one for one, other in combinations(by_run.values(), 2)):
+            told = (f"{' and '.join(sorted(values))} in {run}" for run, values in by_run.items())
+            yield f"{name}: {', '.join(told)}"
+
+
+def _circumstances(run: Past, finished: Finished) -> Iterator[tuple[str, str]]:
+    """Yield what a trial ran with, as far as trials of other cells could be expected to have run with the same."""
+    for path, told in (run.code(finished.code) or {}).items():
+        yield f"code of {path}", told
+    half = finished.node or {}
+    for section in ("settings", "packages", "tools"):
+        for name, value in mapping_in(half, section).items():
+            yield f"node: {section}.{name}", str(value)
+    for name in ("kernel", "cpu", "cpus", "gpus", "memory_gib", "python"):
+        if half.get(name) is not None:
+            yield f"node: {name}", str(half[name])
+    for drive in mapping_in(half, "storage").get("drives") or ():
+        if isinstance(drive, Mapping):
+            yield "node: drive", f"{drive.get('model')} {drive.get('firmware')}"
 
 
 def merged(found: Taken, name: str | None, argv: Sequence[str]) -> Path:
@@ -177,4 +215,5 @@ def _record(found: Taken, target: Path, argv: Sequence[str]) -> dict[str, Any]:
         "nodes": list({node.get("hostname"): node for node in nodes}.values()),
         "code": {digest: files for record in records for digest, files in (record.get("code") or {}).items()},
         "merged": sources,
+        "differences": list(found.differences),
     }

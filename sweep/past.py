@@ -131,25 +131,26 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / "run.json")
 
 
-def find(results: Path, sweep: str, run: str | None) -> Path:
+def find(results: Path, sweep: str, run: str | None, at_head: bool = False) -> Path:
     """Return the run to resume: the one that `run` names, by id or path, or else the newest of the sweep.
 
-    Raises ConfigError where there is none, or it is of another sweep.
+    Raises ConfigError where there is none, or it is of another sweep; `at_head`: it may be on a cluster's head.
     """
     folder = (results / sweep).absolute()
-    found = _newest(folder, sweep) if run is None else _named(folder, sweep, run)
+    more = "; the results of a cluster are on its head: go on there" if at_head else ""
+    found = _newest(folder, sweep, more) if run is None else _named(folder, sweep, run, more)
     if read_run(found).get("state") == "imported":
         raise ConfigError("--resume", None, f"{found} was imported from another tool's traces: nothing can go on there")
     return found
 
 
-def _named(folder: Path, sweep: str, run: str) -> Path:
+def _named(folder: Path, sweep: str, run: str, more: str) -> Path:
     places = [folder / run, Path(run).absolute()]
     found = next((place.resolve() for place in places if is_run(place)), None)
     if found is None:
         known = [path.name for path in runs_of(folder)]
         listed = f"the runs of {sweep}: {', '.join(known[-5:])}" if known else f"{folder} holds no run"
-        raise ConfigError("--run", None, f"{run} is no run", listed)
+        raise ConfigError("--run", None, f"{run} is no run", listed + more)
     told = read_run(found)
     if told.get("sweep") != sweep:
         text = f"{found} is a run of {told.get('sweep')!r}, not of {sweep!r}"
@@ -157,11 +158,12 @@ def _named(folder: Path, sweep: str, run: str) -> Path:
     return found
 
 
-def _newest(folder: Path, sweep: str) -> Path:
+def _newest(folder: Path, sweep: str, more: str) -> Path:
     latest = folder / "latest"
     if is_run(latest):
         return latest.resolve()
     if known := runs_of(folder):
         return known[-1]
     text = f"there is no run of {sweep} in {folder}"
-    raise ConfigError("--resume", None, text, "leave --resume out to start one, or name its folder with --results")
+    hint = "leave --resume out to start one, or name its folder with --results"
+    raise ConfigError("--resume", None, text, hint + more)

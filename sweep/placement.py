@@ -119,6 +119,11 @@ class Demand:
         parts = [self.needs, *asked, self.wants_gpu, self.tracer]
         self.key = json.dumps(parts, sort_keys=True)
 
+    def tracer_on(self, node: Node) -> str:
+        """Return the tracer of a trial on this node: `auto` only where it has one of single requests to choose."""
+        of_requests = any(f"tracer:{name}" in node.offer.capabilities for name in OF_REQUESTS)
+        return self.tracer if self.tracer != "auto" or of_requests else "diskstats"
+
 
 def place(config: Mapping[str, Any], node: Node) -> Placement | list[str]:
     """Return where `config` would run on `node`, or the reasons why it cannot."""
@@ -139,7 +144,7 @@ def _place(demand: Demand, node: Node) -> Placement | list[str]:
     wants_gpu = "gpu" in wanted or (demand.wants_gpu and "gpu" in have)
     resources = {name: _SHARE for name in wanted if name != "gpu"}
     resources |= {SLOT: 1.0, **{f"drive:{drive}": 1.0 for drive in drives}}
-    return Placement(node, drives, _tracer(demand.tracer, have), resources, int(wants_gpu))
+    return Placement(node, drives, demand.tracer_on(node), resources, int(wants_gpu))
 
 
 def _wish_obstacles(demand: Demand, offer: Offer) -> list[str]:
@@ -155,12 +160,6 @@ def _wish_obstacles(demand: Demand, offer: Offer) -> list[str]:
         has = format_bytes(offer.memory_bytes)
         wrong.append(f"limits.memory: {format_bytes(memory_bytes)} are more than the {has} that this node has")
     return wrong
-
-
-def _tracer(wanted: str, have: set[str]) -> str:
-    """Return the tracer of a trial; `auto` stays where the node has one of single requests, and then chooses itself."""
-    of_requests = any(f"tracer:{name}" in have for name in OF_REQUESTS)
-    return wanted if wanted != "auto" or of_requests else "diskstats"
 
 
 def _folder_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[str]]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweep import cluster, durations, lock
+from sweep import cluster, durations, home, lock
 from sweep.definition import Sweep
 from sweep.durations import Durations
 from sweep.errors import EXIT_VALID
@@ -30,6 +30,8 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
     if resumed:
         lock.refuse_driven(resumed)
     with _nodes(address) as placements:
+        if address and resumed:
+            home.check_at_head(cluster.head_address(), sweep.shared)
         past = Past(resumed) if resumed else None
         decisions = Decisions(plan, placements, past, ask_through_ray if address else ask_here)
     print(f"{sweep.name}: {_size(sweep, plan)}")
@@ -49,6 +51,7 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
         print(printable(f"needs {wanted}"))
     print(f"expected: {_expected(sweep, runs, placements, known)}")
     print(f"figures: {', '.join(sweep.figures)}")
+    plan.select(decisions.wanted())
     fit(sweep, plan, placements)
     return EXIT_VALID
 

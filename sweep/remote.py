@@ -13,7 +13,7 @@ import ray
 
 from analysis.errors import AnalysisError
 from sweep import delivery
-from sweep.code import code_hash
+from sweep.code import check_unchanged, code_hash
 from sweep.membership import pinned
 from sweep.placement import Placement
 from tasks import lease, leftovers, machine
@@ -62,7 +62,8 @@ def _attempt() -> Any:
 def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
     """Run one attempt, publish it through `actor`, and return its record with the end of its log.
 
-    `expected` says that the actor knows of the attempt: Ray starts this once it has it.
+    `expected` says that the actor knows of the attempt: Ray starts this once it has it. Raises TaskError where the code
+    is not, or not any more, what the trial was planned with: its record would tell of code that did not run.
     """
 
     def announce(text: str) -> None:
@@ -73,7 +74,9 @@ def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
         announce(f"an earlier attempt's leftover cannot be removed: {problem}")
     if home := _answer(actor.home.remote()):
         delivery.check(home, spec.token)
+    check_unchanged(spec.config, spec.fingerprint["plan"]["code"])
     with launched(spec, announce) as outcome:
+        check_unchanged(spec.config, spec.fingerprint["plan"]["code"])
         deliver(spec, outcome, actor, announce, home)
         return {"record": outcome.record, "log_tail": outcome.log_tail}
 

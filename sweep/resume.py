@@ -18,7 +18,7 @@ from sweep.comparison import code_changes, plan_changes
 from sweep.errors import ConfigError
 from sweep.inquiry import Ask, Inquiry, ask_here
 from sweep.past import Finished, Past
-from sweep.placement import Placement, Placements, few
+from sweep.placement import Demand, Node, Placement, Placements, few
 from sweep.plan import Grid, Trial, plan_entry
 from sweep.progress import counted
 from tasks.identity import Question, question
@@ -50,13 +50,21 @@ class Decision:
 
 
 class _There:
-    """Where trials can run that ask the same of a node."""
+    """Where trials can run that ask the same of a node; and every node alive, with the tracer it would use."""
 
-    def __init__(self, placements: Sequence[Placement]) -> None:
-        self.placements = placements
-        self.by_name: dict[str, list[Placement]] = {}
-        for placement in placements:
-            self.by_name.setdefault(placement.node.name, []).append(placement)
+    def __init__(self, placements: Sequence[Placement], nodes: Sequence[Node], demand: Demand) -> None:
+        self.placements = [(placement.node, placement.tracer) for placement in placements]
+        able = {id(node) for node, _ in self.placements}
+        self._alive: dict[str, list[tuple[Node, str]]] = {}
+        for node in sorted(nodes, key=lambda one: id(one) not in able):
+            self._alive.setdefault(node.name, []).append((node, demand.tracer_on(node)))
+
+    def candidates(self, name: str) -> Sequence[tuple[Node, str]]:
+        """Return where a trial that ran on the node `name` could have run as it did, with the tracer there.
+
+        On that node, also while it cannot take the trial, for want of free space say; or else on any that can.
+        """
+        return self._alive.get(name) or self.placements
 
 
 class _Case:
@@ -94,9 +102,9 @@ class _Case:
             settled = self.config
         return plan_changes(recorded, {**settled, "trace": {**settled["trace"], "tracer": tracer}})
 
-    def candidates(self, finished: Finished) -> Sequence[Placement]:
-        """Return where a trial could have run as it did: on the node of that name, or else on any that can take it."""
-        return self.there.by_name.get(finished.hostname) or self.there.placements
+    def candidates(self, finished: Finished) -> Sequence[tuple[Node, str]]:
+        """Return the nodes on which the trial could have run as it did, each with the tracer that it would have."""
+        return self.there.candidates(finished.hostname)
 
 
 class Decisions:
@@ -111,7 +119,7 @@ class Decisions:
         self._check_kinship()
         pairs = [(trial, self._past.trials.get(trial.id) if self._past else None) for trial in plan.every]
         self._inquiry.gather(
-            (case.candidates(finished)[0].node, case.question)
+            (case.candidates(finished)[0][0], case.question)
             for trial, finished in pairs
             if finished and finished.state == "valid" and (case := self._case(trial)).there.placements
         )
@@ -135,10 +143,10 @@ class Decisions:
     def _case(self, trial: Trial) -> _Case:
         """Return what all trials with the same configuration share."""
         if id(trial.config) not in self._cases:
-            demand = self._placements.demand(trial).key
-            if demand not in self._there:
-                self._there[demand] = _There(self._placements.of(trial))
-            self._cases[id(trial.config)] = _Case(trial, self._there[demand])
+            demand = self._placements.demand(trial)
+            if demand.key not in self._there:
+                self._there[demand.key] = _There(self._placements.of(trial), self._placements.nodes, demand)
+            self._cases[id(trial.config)] = _Case(trial, self._there[demand.key])
         return self._cases[id(trial.config)]
 
     def _decide(self, trial: Trial, finished: Finished | None) -> Decision:
@@ -153,7 +161,7 @@ class Decisions:
         if finished.code is None or finished.node is None:
             return Decision(State.stale, ("its fingerprint is of an older version and cannot be compared",), finished)
         changes = [
-            *case.config_changes(finished, case.candidates(finished)[0].tracer),
+            *case.config_changes(finished, case.candidates(finished)[0][1]),
             *self._code_changes(case, finished.code),
             *self._node_changes(case, finished, finished.node),
         ]
@@ -181,12 +189,12 @@ class Decisions:
     def _node_changes(self, case: _Case, finished: Finished, recorded: Mapping[str, Any]) -> list[str]:
         """Return nothing where a node that the trial could have run on is the same, else how the first one differs."""
         found: list[str] = []
-        for candidate in case.candidates(finished):
-            changes = self._inquiry.changes(candidate.node, case.question, recorded)
+        for node, _ in case.candidates(finished):
+            changes = self._inquiry.changes(node, case.question, recorded)
             if not changes:
                 return []
             found = found or changes
-        name = case.candidates(finished)[0].node.name
+        name = case.candidates(finished)[0][0].name
         if name != finished.hostname:
             found = [f"{finished.hostname}, where it ran, is not here, and {name} is not the same", *found]
         return found
@@ -211,6 +219,11 @@ class Decisions:
     def trials(self, *states: State) -> list[Trial]:
         """Return the plan's selected trials that are in one of these states."""
         return [trial for trial in self._plan.trials if self.of[trial.id].state in states]
+
+    def wanted(self) -> list[Trial]:
+        """Return the selected trials that the run goes on with: none that no node can run, and which it has already."""
+        having = {name for name, one in self.of.items() if one.state is State.impossible and one.stays}
+        return [t for t in self.trials(*RUNS, State.reuse, State.impossible) if t.id not in having]
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return what a driver keeps of the trials that are reused, by id."""

@@ -28,7 +28,7 @@ from sweep.past import Past, find
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid
 from sweep.record import new_record, now, shown
-from sweep.resume import RUNS, Decisions, State
+from sweep.resume import Decisions
 from tasks import lease
 from tasks.text import printable
 
@@ -48,11 +48,11 @@ _FINISH_LIMIT_S = 60.0
 def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     """Run all trials of `plan`, draw the figures and return the exit code."""
     here = cluster.here()
-    if options.address is None:
+    if options.address is None and not options.resume:
         fit(sweep, plan, Placements([here]))
     home.probe(sweep.source, sweep.shared)
     if options.resume:
-        folder = find(options.results, sweep.name, options.run)
+        folder = find(options.results, sweep.name, options.run, at_head=options.address is not None)
         _check_room(folder)
     else:
         folder = _new_folder(options.results, sweep.name)
@@ -94,10 +94,10 @@ class _Run:
         from sweep.scheduler import Policy, Scheduler
 
         placements = Placements(nodes)
+        resumed = self._resumed(placements) if self.options.resume else None
         fit(self.sweep, self.plan, placements)
         for text, ids in by_reason(self.plan.skipped).items():
             print(printable(f"left out: {few(ids)}: {text}"))
-        resumed = self._resumed(placements) if self.options.resume else None
         finished = resumed.records() if resumed else {}
         actor = self._opened(nodes, resumed)
         policy = Policy(
@@ -122,11 +122,13 @@ class _Run:
 
     def _resumed(self, placements: Placements) -> Decisions:
         """Decide what of an earlier run is good, tell it, and leave out of the plan what is not worth running."""
+        if self.options.address:
+            home.check_at_head(cluster.head_address(), self.sweep.shared)
         ask = ask_through_ray if self.options.address else ask_here
         decisions = Decisions(self.plan, placements, Past(self.folder), ask)
         lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in decisions.told())]
         print(printable("\n".join(lines)), flush=True)
-        self.plan.select(decisions.trials(*RUNS, State.reuse))
+        self.plan.select(decisions.wanted())
         return decisions
 
     def _opened(self, nodes: Sequence[Node], resumed: Decisions | None) -> Any:

@@ -164,8 +164,19 @@ def _reap() -> list[str]:
         if lease is not None and lease.abandoned:
             problems += lease.clean()
         elif lease is None and (folder / MARKER).exists() and time.time() - folder.stat().st_mtime > 60:
-            shutil.rmtree(folder, ignore_errors=True)
+            problems += _unread(folder)
     return problems
+
+
+def _unread(folder: Path) -> list[str]:
+    """Remove an attempt that took nothing, for it never wrote a lease; of another, say that it cannot be read."""
+    if (folder / "lease.json").exists():
+        text = (
+            "cannot be read: what its attempt took is not known; python -m sweep.doctor lists what has its name; then"
+        )
+        return [f"{folder / 'lease.json'} {text} rm -r {folder}"]
+    shutil.rmtree(folder, ignore_errors=True)
+    return []
 
 
 def running(prefix: str) -> list[str]:

@@ -6,12 +6,15 @@ import ast
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
 
 from sweep import code
+from tasks.errors import TaskError
 from tasks.workloads import WORKLOADS, load
 
 ROOT = Path(__file__).parent.parent
@@ -112,3 +115,94 @@ def test_every_job_is_reached_by_a_workload_or_by_all() -> None:
 def test_the_file_of_a_workload_of_somebody_elses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WORKLOADS, "pattern", "tests.pattern_workload")
     assert any(path.endswith("tests/pattern_workload.py") for path in code.code_of(config("pattern")))
+
+
+# --- changed while a sweep runs --------------------------------------------------------------------------------------
+
+EDITED = """
+import sys
+from pathlib import Path
+from sweep import code
+def config(tracer):
+    return {"workload": {"kind": "tensor_io"}, "trace": {"tracer": tracer, "stacks": False}}
+planned = {name: code.digest_of(config(name)) for name in ("auto", "ftrace")}
+code.check_unchanged(config("ftrace"), planned["ftrace"])
+code.check_unchanged(config("diskstats"), planned["auto"])
+file = Path(sys.argv[1])
+if sys.argv[2] == "gone":
+    file.unlink()
+else:
+    file.write_bytes(file.read_bytes() + b"\\n")
+for name in planned:
+    try:
+        code.check_unchanged(config("ftrace"), planned[name])
+        print("the same")
+    except code.TaskError as e:
+        print(e)
+"""
+
+
+def edited(tree: Path, path: str, how: str = "longer") -> list[str]:
+    argv = [sys.executable, "-c", EDITED, path, how]
+    done = subprocess.run(argv, cwd=tree, env={"PYTHONPATH": str(tree)}, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("how", ["longer", "gone"])
+@pytest.mark.parametrize("path", ["tasks/jobs/tensor_io.py", "tasks/storage.py", "analysis/schema.py"])
+def test_code_that_changes_under_a_running_sweep_is_told(tree: Path, path: str, how: str) -> None:
+    told = edited(tree, path, how)
+    assert len(told) == 2
+    assert all(f"the code on this machine ({path}) is not the one that the sweep was planned with" in t for t in told)
+
+
+@pytest.mark.parametrize("path", ["tasks/jobs/flexgen_generate.py", "sweep/scheduler.py"])
+def test_code_of_others_may_change_meanwhile(tree: Path, path: str) -> None:
+    assert edited(tree, path) == ["the same", "the same"]
+
+
+class _Actor:
+    """Stands for the analysis actor: has no home for files, and remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> _Actor:
+        self.asked.append(name)
+        return self
+
+    def remote(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_attempt_on_other_code_publishes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: Path, when: str
+) -> None:
+    from sweep import remote
+    from tasks.launch import Outcome
+    from tests.conftest import trial_config, trial_spec
+
+    file = tmp_path / "tensor_io.py"
+    file.write_text("first")
+    monkeypatch.setattr(code, "_files", lambda: {"tasks/jobs/tensor_io.py": file})
+    monkeypatch.setattr(code, "_code", lambda *_: {"tasks/jobs/tensor_io.py": code._hash(file)})
+    monkeypatch.setattr(remote, "_answer", lambda reference: reference)
+    spec = trial_spec(trial_config("none", workload={"kind": "tensor_io"}))
+    spec.fingerprint["plan"] = {"code": code.digest({"tasks/jobs/tensor_io.py": code._hash(file)})}
+    launches = []
+
+    @contextmanager
+    def launched(*_: object) -> Iterator[Outcome]:
+        launches.append(1)
+        file.write_text("second")
+        yield Outcome({}, tmp_path, [], "")
+
+    monkeypatch.setattr(remote, "launched", launched)
+    if when == "before":
+        file.write_text("second")
+    actor = _Actor()
+    with pytest.raises(TaskError, match="end the sweep, and go on with --resume"):
+        remote.run_attempt(spec, actor, None)
+    assert len(launches) == (when == "meanwhile")
+    assert not {"declare", "publish"} & set(actor.asked)

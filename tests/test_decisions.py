@@ -13,7 +13,7 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.store import RunStore
-from sweep import lock, past, resume
+from sweep import cli, lock, past, resume
 from sweep.code import table_of
 from sweep.config import as_yaml, load
 from sweep.errors import ConfigError, UserError
@@ -222,6 +222,30 @@ def test_its_own_node_decides_where_it_is_there(world: World) -> None:
     assert set(states(world.decide(world.plan(), node("n2", "r2"), node())).values()) == {"stale"}
 
 
+def test_its_own_node_decides_also_where_it_cannot_take_the_trial_now(world: World) -> None:
+    world.finish(world.plan())
+    world.halves["n2"] = {**HALF, "cpu": "slow"}
+    weak = node()
+    weak.offer.capabilities.remove("tracer:none")
+    assert set(states(world.decide(world.plan(), node("n2", "r2"), weak)).values()) == {"reuse"}
+    world.halves["n1"] = {**HALF, "kernel": "6.2"}
+    assert reasons(world.decide(world.plan(), node("n2", "r2"), weak)) == {"node: kernel: 6.1 -> 6.2"}
+
+
+def test_what_is_finished_and_cannot_run_again_does_not_refuse_a_resume(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.finish(world.plan(), {"n=1,rep=1": "valid", "n=1,rep=2": "valid", "n=2,rep=1": "valid"})
+    weak = node(ray_id=None)
+    weak.offer.capabilities.remove("tracer:none")
+    monkeypatch.setattr("sweep.cluster.here", lambda: weak)
+    argv = [str(world.file), "--resume", "--dry-run", "--results", str(world.results)]
+    assert cli.main([*argv, "--only", "n == 1"]) == 0
+    assert "left as they are, for no node here can run them: 3 trials" in capsys.readouterr().out
+    assert cli.main(argv) == 2
+    assert "no node can run 1 of 1 trials" in capsys.readouterr().err
+
+
 def test_a_node_that_cannot_tell_is_not_the_same(world: World) -> None:
     world.finish(world.plan())
     world.halves["n1"] = "workload.python: /x cannot be started"
@@ -369,6 +393,8 @@ def test_two_writers_are_one_too_many(world: World) -> None:
 def test_which_run_is_meant(world: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run of s in"):
         past.find(world.results, "s", None)
+    with pytest.raises(ConfigError, match="the results of a cluster are on its head: go on there"):
+        past.find(world.results, "s", None, at_head=True)
     world.finish(world.plan())
     for run in (None, "run1", str(world.folder)):
         assert past.find(world.results, "s", run) == world.folder

@@ -8,7 +8,8 @@ import pytest
 
 from sweep import doctor, membership
 from sweep.checkup import Checkup, examined, fix_of, needed_by, shipped
-from tasks import leftovers, machine
+from tasks import leftovers, machine, node_config
+from tasks.lease import Lease
 from tasks.machine import Offer, Place
 from tasks.scratch import Scratch
 
@@ -144,8 +145,16 @@ def test_leftovers_are_what_no_attempt_accounts_for(state, monkeypatch, tmp_path
     monkeypatch.setattr(leftovers, "_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(leftovers, "_TRACING", tmp_path / "none")
     monkeypatch.setattr(leftovers.cgroup, "find", lambda: None)
-    (state / "attempts" / "key-1").mkdir(parents=True)
+    Lease.take("key-1")
+    (state / "attempts" / "lost-3").mkdir()
+    (state / "attempts" / "lost-3" / "lease.json").write_text("")
+    (tmp_path / "nvme").mkdir()
+    monkeypatch.setenv(node_config.FLAGS_VARIABLE, json.dumps({"storage": {"xfs": str(tmp_path / "nvme")}}))
+    for folder in (state, tmp_path / "shm", tmp_path / "nvme"):
+        (folder / "offload-sweep-kept-key-0").mkdir()
+    (tmp_path / "nvme" / "offload-sweep-lost-3").mkdir()
     for token in ("key-1", "key-1-cost", "gone-7"):
         (tmp_path / "shm" / f"offload-sweep-{token}").mkdir()
     os.makedirs(state / "offload-sweep-gone-8")
-    assert [os.path.basename(path) for path in leftovers.found()] == ["offload-sweep-gone-8", "offload-sweep-gone-7"]
+    names = ["offload-sweep-gone-8", "offload-sweep-lost-3", "offload-sweep-gone-7"]
+    assert [os.path.basename(path) for path in leftovers.found()] == names

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from analysis.store import RunStore
 from sweep import config, delivery
 from sweep.cli import main
 from sweep.errors import ConfigError
-from sweep.home import probe, results_of
+from sweep.home import check_at_head, probe, results_of
 from tasks.errors import DeliveryError
 from tasks.launch import Outcome
 from tests.machine import ROOT, Machine
@@ -386,3 +387,19 @@ def test_a_sweep_whose_figures_do_not_reach_the_url(tmp_path):
     code, _, err = machine.run(SMALL, *words, "--resume")
     assert (code, err) == (0, "")
     assert any((runs[0] / "figures").iterdir())
+
+
+# --- going on with a run from a machine that is not the head ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["127.0.0.1:6379", "127.0.0.9:6379"])
+def test_a_run_is_gone_on_with_at_its_head(head):
+    check_at_head(head, None)
+
+
+@pytest.mark.parametrize("head", ["192.0.2.7:6379", "[2001:db8::1]:6379", "no-address:1"])
+def test_a_run_is_not_gone_on_with_from_afar(head):
+    for shared in (None, "s3://bucket/x"):
+        with pytest.raises(ConfigError, match=re.escape(f"are on its head, {head}, and this is another machine")):
+            check_at_head(head, shared)
+    check_at_head(head, "/mnt/nfs/results")

@@ -232,14 +232,26 @@ def test_a_kind_that_this_version_does_not_know_is_told(undone: list[str]) -> No
     assert undone == ["a"]
 
 
+LONG_AGO = (time.time() - 3600,) * 2
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"owner": 1}'])
-def test_a_lease_that_cannot_be_read_is_left_until_it_is_old(text: str) -> None:
+def test_a_lease_that_cannot_be_read_is_left_and_told_once_it_is_old(text: str) -> None:
+    """What it named may still be mounted: its folder is the last that knows its name."""
     lease = Lease.take("token")
     (lease.folder / "lease.json").write_text(text)
     assert reap() == []
+    os.utime(lease.folder, LONG_AGO)
+    (told,) = reap()
+    assert f"{lease.folder}/lease.json cannot be read" in told
+    assert f"rm -r {lease.folder}" in told
     assert lease.folder.exists()
-    long_ago = time.time() - 3600
-    os.utime(lease.folder, (long_ago, long_ago))
+
+
+def test_an_attempt_that_never_wrote_its_lease_is_removed_once_it_is_old() -> None:
+    lease = Lease.take("token")
+    (lease.folder / "lease.json").unlink()
+    os.utime(lease.folder, LONG_AGO)
     assert reap() == []
     assert not lease.folder.exists()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analysis.store import RunStore
 from sweep import lock, runs
 from sweep.merge import merged, taken
 from sweep.past import Past
@@ -216,6 +217,38 @@ def test_a_merged_run_has_summary_and_report(two: tuple[World, World], capsys: p
     page = (path / "report.html").read_text()
     assert "n=1,rep=1" in page
     assert "run1 (1 trial), run2 (1 trial)" in page
+
+
+def test_runs_of_other_code_or_kernels_are_merged_with_a_word(
+    two: tuple[World, World], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = two
+    second.halves["n1"] = {**HALF, "kernel": "6.2", "packages": {"torch": "2"}}
+    finish(first, "2026-11-20T22:00:00+00:00", {"n=1,rep=1": "valid"})
+    finish(second, "2026-11-21T22:00:00+00:00", {"n=2,rep=1": "valid"})
+    table = json.loads((second.folder / "run.json").read_text())["code"]
+    ((digest, files),) = table.items()
+    set_record(second, code={"other": files | {"tasks/storage.py": "12345678"}})
+    for file in second.folder.glob("trials/*/trial.json"):
+        file.write_text(file.read_text().replace(digest, "other"))
+    assert runs.main(["merge", "run1", "run2", "--into", "both", "--results", str(first.results)]) == 0
+    own = files["tasks/storage.py"]
+    told = [f"code of tasks/storage.py: {own} in run1, 12345678 in run2", "node: kernel: 6.1 in run1, 6.2 in run2"]
+    assert f"note: the runs are not of the same: {'; '.join(told)}\n" in capsys.readouterr().out
+    path = first.folder.parent / "both"
+    assert json.loads((path / "run.json").read_text())["differences"] == told
+    assert told[1] in (path / "report.html").read_text()
+
+
+def test_a_run_on_some_of_the_same_nodes_is_no_other(two: tuple[World, World]) -> None:
+    first, second = two
+    first.halves["n2"] = second.halves["n2"] = {**HALF, "cpu": "slow"}
+    plan = first.plan()
+    finish(first, "2026-11-20T22:00:00+00:00", {"n=1,rep=1": "valid"})
+    store = RunStore(str(first.folder))
+    first.publish(store, next(t for t in plan.trials if t.id == "n=1,rep=2"), "valid", "n2")
+    finish(second, "2026-11-21T22:00:00+00:00", {"n=2,rep=1": "valid"}, host="n2")
+    assert taken([first.folder, second.folder]).differences == ()
 
 
 # --- runs that change, or that somebody else wrote -------------------------------------------------------------------

@@ -145,6 +145,10 @@ def _besides(run: Run) -> Iterator[Fact]:
     if merged:
         parts = [f"{told(one.get('run_id'))} ({count_text(int(one.get('trials') or 0), 'trial')})" for one in merged]
         yield Fact("Merged of", ", ".join(parts))
+    differences = [told(one) for one in run.record.get("differences") or []]
+    if differences:
+        more = f"; and {len(differences) - _MOST_LEFT_OUT} more" if len(differences) > _MOST_LEFT_OUT else ""
+        yield Fact("Not the same in them", "; ".join(differences[:_MOST_LEFT_OUT]) + more)
     skipped = [one for one in run.record.get("skipped") or [] if isinstance(one, Mapping)]
     if skipped:
         listed = "; ".join(f"{told(one.get('id'))} ({told(one.get('reason'))})" for one in skipped[:_MOST_LEFT_OUT])
