@@ -168,6 +168,16 @@ def test_a_change_of_one_cell_leaves_the_others(world: World) -> None:
     }
 
 
+def test_how_the_run_was_started_is_told_where_the_sweep_has_less(world: World) -> None:
+    world.finish(world.plan("grid.workload.values.n=[1,2,7]"))
+    path = world.folder / "run.json"
+    argv = ["python", "-m", "sweep", "s.yaml", "grid.workload.values.n=[1,2,7]"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"argv": argv}))
+    told = world.decide(world.plan()).told()
+    assert "the run was started with: python -m sweep s.yaml 'grid.workload.values.n=[1,2,7]'" in told
+    assert not any("was started" in line for line in world.decide(world.plan("grid.workload.values.n=[1,2,7]")).told())
+
+
 def test_what_the_sweep_does_not_have_any_more_is_kept_aside(world: World) -> None:
     world.finish(world.plan())
     decisions = world.decide(world.plan("grid.workload.values.n=[1]", "repeats=3"))
