@@ -56,8 +56,12 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
         _check_room(folder)
     else:
         folder = _new_folder(options.results, sweep.name)
-    with lock.held(folder):
-        return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8]).drive(here)
+    try:
+        with lock.held(folder):
+            return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8]).drive(here)
+    finally:
+        with suppress(OSError):  # it holds runs, unless this was the first and never became one
+            folder.parent.rmdir()
 
 
 @dataclass(frozen=True)

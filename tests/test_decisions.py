@@ -17,6 +17,7 @@ from sweep import lock, past, resume
 from sweep.code import table_of
 from sweep.config import as_yaml, load
 from sweep.errors import ConfigError, UserError
+from sweep.options import Options
 from sweep.past import Past
 from sweep.placement import Node, Placements
 from sweep.plan import Grid, plan_entry
@@ -418,6 +419,24 @@ def test_a_folder_that_never_became_a_run_is_removed(tmp_path: Path) -> None:
     with lock.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_first_run_that_is_interrupted_early_leaves_no_folder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweep import run
+
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run._Run, "drive", interrupted)
+    monkeypatch.setattr(run, "fit", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run.run_sweep(load(str(world.file)), world.plan(), Options(world.results))
+        assert not (world.results / "s").exists()
+    world.finish(world.plan())
+    with pytest.raises(KeyboardInterrupt):
+        run.run_sweep(load(str(world.file)), world.plan(), Options(world.results))
+    assert sorted(path.name for path in (world.results / "s").iterdir()) == ["latest", "run1"]
 
 
 def test_run_without_resume_is_a_mistake(sweep_file: Path) -> None:

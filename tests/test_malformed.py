@@ -283,6 +283,10 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
             "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart-noroot.yaml, quickstart.yaml",
         ],
     ),
+    "an override before the file": (
+        ["repeats=3", "conf/quickstart.yaml"],
+        ["command line: repeats=3 is no sweep file: name that first, and overrides after it"],
+    ),
     "nearly the name of a file": (
         ["conf/quickstar.yaml"],
         ["quickstar.yaml: no such file", "mean conf/quickstart.yaml?"],
