@@ -76,7 +76,10 @@ class RunStore:
         self._guard, self._large = threading.RLock(), threading.Lock()
 
     def create(self, record: Mapping[str, Any], sweep_yaml: str) -> None:
-        """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it."""
+        """Make the folder with `run.json` and `sweep.yaml`, and point the sweep's `latest` link at it.
+
+        Not where that is a run of the whole sweep, and this one of some of its trials.
+        """
         (self._path / "trials").mkdir(parents=True)
         (self._path / "incoming").mkdir()
         self._hold()
@@ -84,7 +87,7 @@ class RunStore:
             write_bytes(self._path / "sweep.yaml", sweep_yaml.encode(), durably=True)
         self.update(record)
         link = self._path.parent / "latest"
-        if link.is_symlink() or not link.exists():
+        if (link.is_symlink() or not link.exists()) and not (record.get("selection") and _is_whole(link)):
             temporary = self._path.parent / f".latest-{self._path.name}"
             temporary.symlink_to(self._path.name)
             temporary.replace(link)
@@ -346,3 +349,11 @@ class RunStore:
                 raise
             free = bytes_text(shutil.disk_usage(self._path).free)
             raise StoreFull(f"the disk of {self._path} is full ({e.strerror}; {free} are free)") from None
+
+
+def _is_whole(run: Path) -> bool:
+    """Say whether there is a run of all trials of its sweep."""
+    try:
+        return not load_run(run).record.get("selection")
+    except (AnalysisError, OSError):
+        return False

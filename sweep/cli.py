@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from sweep import __version__, config, interrupt
 from sweep.definition import Definition
@@ -21,6 +19,7 @@ from sweep.preview import dry_run
 from sweep.selection import Selection
 from sweep.values import documented
 from tasks import workloads
+from tasks.arguments import Parser
 from tasks.errors import TaskError
 from tasks.text import printable
 
@@ -53,24 +52,9 @@ exit codes
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say it as every other mistake of the user is said."""
-        options = [option for action in self._actions for option in action.option_strings]
-        words = [word for word in message.split() if not word.endswith(":")]
-        near = [n for word in words for n in difflib.get_close_matches(word, options, 1)]
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"command line: {message}\n  {hint}More: python -m sweep --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    p = _Parser(
-        prog="python -m sweep",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(prog="python -m sweep", description=_DESCRIPTION, epilog=_EPILOG)
     p.add_argument("conf", metavar="CONF", nargs="?", help="sweep file, or the name of one that comes with the package")
     p.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the sweep; values are YAML")
     p.add_argument(
@@ -135,6 +119,8 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return EXIT_VALID
     if not args.conf:
         raise UserError(f"name a sweep file; those of the package: {config.shipped()}. More: python -m sweep --help")
+    if "=" in args.conf and not os.path.exists(args.conf):
+        raise UserError(f"command line: {args.conf} is no sweep file: name that first, and overrides after it")
     if args.run is not None and not args.resume:
         raise UserError(f"command line: --run {args.run} says which run to go on with: add --resume")
     sweep = config.load(args.conf, args.overrides)
@@ -143,7 +129,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     results = results_of(sweep.shared, args.results)
     if args.dry_run:
         resumed = find(results, sweep.name, args.run, at_head=args.address is not None) if args.resume else None
-        return dry_run(sweep, plan, results, args.address, resumed)
+        return dry_run(sweep, plan, results, args.address, resumed, args.keep)
     from sweep.run import run_sweep
 
     return run_sweep(sweep, plan, _options(args, arguments, selection, results))

@@ -14,6 +14,7 @@ from sweep.checkup import Checkup, examined, shipped
 from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USER, EXIT_VALID, UserError
 from sweep.placement import SLOT
 from tasks import lease, leftovers, machine
+from tasks.arguments import Parser
 from tasks.errors import TaskError
 from tasks.machine import Offer
 from tasks.text import printable
@@ -34,11 +35,10 @@ _NARROWEST = 11
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m sweep.doctor",
         description=(__doc__ or "").partition(": ")[2],
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--address", metavar="ADDR", help="look at every node of a cluster, HOST:PORT or auto")
     p.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -47,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = parser().parse_args(argv)
     interrupt.install()
     try:
+        args = parser().parse_args(argv)
         checkups = of_cluster(args.address) if args.address else [of_this_machine()]
     except (UserError, TaskError) as e:
         print(printable(f"sweep.doctor: {e}"), file=sys.stderr)

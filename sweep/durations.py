@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.past import runs_of
-from sweep.placement import Placements
+from sweep.placement import Placement, Placements
 from sweep.plan import Trial
 
 #: How many runs are looked into, the newest first, how many trials of a cell are enough, and how many records are read.
@@ -44,18 +44,23 @@ class Durations:
         """Return the seconds that those trials may take of which something is known, one at a time on each node.
 
         All trials of a cell run on one node, here the one that has least to do, and a drive rests between two trials.
+        What runs in memory lets no drive rest.
         """
         load_s: dict[str | None, float] = {}
-        homes: dict[int, str | None] = {}
+        rests_s: dict[str | None, float] = {}
+        homes: dict[int, Placement] = {}
         for trial in trials:
             took_s, cell = self.of(trial), id(trial.cell)
             if took_s is None:
                 continue
             if cell not in homes:
-                able = [p.node.ray_id for p in placements.of(trial)]
-                homes[cell] = min(able, key=lambda node: load_s.get(node, 0.0))
-            load_s[homes[cell]] = load_s.get(homes[cell], -cooldown_s) + took_s + cooldown_s
-        return max(load_s.values(), default=0.0)
+                able = placements.of(trial)
+                homes[cell] = min(able, key=lambda p: load_s.get(p.node.ray_id, 0.0) + rests_s.get(p.node.ray_id, 0.0))
+            node = homes[cell].node.ray_id
+            load_s[node] = load_s.get(node, 0.0) + took_s
+            if homes[cell].drives:
+                rests_s[node] = rests_s.get(node, -cooldown_s) + cooldown_s
+        return max((s + rests_s.get(node, 0.0) for node, s in load_s.items()), default=0.0)
 
 
 def _published(run: Path) -> set[str]:

@@ -18,7 +18,7 @@ def tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder: 
     print(printable(f"{why}; {len(records)} of {counted(total, 'trial')} are kept in {shown(folder)}"))
     if records:
         print(f"draw them with: python -m analysis {shown(folder)}")
-    print(f"go on with: {options.again()}", flush=True)
+    print(f"go on with: {options.again(folder)}", flush=True)
 
 
 def conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]) -> int:

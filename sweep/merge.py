@@ -83,7 +83,8 @@ def _checked(paths: Sequence[Path]) -> list[Past]:
     """Return the runs, the oldest first; raise UserError where they do not belong together."""
     places = list(dict.fromkeys(path.resolve() for path in paths))
     if len(places) < 2:
-        raise UserError("merge: name two runs or more")
+        twice = ": these are all the same one" if len(paths) > 1 else ""
+        raise UserError(f"merge: name two runs or more{twice}")
     for place in places:
         lock.refuse_driven(place)
     runs = [Past(place) for place in places]

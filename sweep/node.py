@@ -18,6 +18,7 @@ from sweep import authentication, interrupt, raylet
 from sweep.errors import EXIT_USER, EXIT_VALID, ClusterError, UserError
 from sweep.placement import resources_of
 from tasks import machine, node_config
+from tasks.arguments import Parser
 from tasks.errors import TaskError
 from tasks.machine import Offer
 from tasks.mounts import mount_of
@@ -39,11 +40,10 @@ Storage, drives, GPUs and memory may stand in the node's own file instead (docs/
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m sweep.node",
         description=(__doc__ or "").partition("\n\n")[2],
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     role = p.add_mutually_exclusive_group()
     role.add_argument("--head", action="store_true", help="start a cluster on this machine")
@@ -75,9 +75,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = parser().parse_args(argv)
     interrupt.install()
     try:
+        args = parser().parse_args(argv)
         flags = _flags(args)
         os.environ[node_config.FLAGS_VARIABLE] = json.dumps(flags)
         offer = machine.offer()

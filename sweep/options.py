@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,20 @@ class Options:
     resume: bool = False
     run: str | None = None
 
-    def again(self) -> str:
-        """Return the command that goes on with this run where it stops."""
+    def again(self, folder: Path) -> str:
+        """Return the command that goes on with the run in `folder` where it stopped.
+
+        Without the options that stopped it: the trials that failed run first, and would stop it again.
+        """
         more = [] if self.resume else ["--resume"]
-        return shlex.join(["python", "-m", "sweep", *map(without_secret, self.argv), *more])
+        if self.run is None and (folder.parent / "latest").resolve() != folder.resolve():
+            more += ["--run", folder.name]
+        return shlex.join(["python", "-m", "sweep", *map(without_secret, self._without_limits()), *more])
+
+    def _without_limits(self) -> Iterator[str]:
+        words = iter(self.argv)
+        for word in words:
+            if word == "--max-failures":
+                next(words, None)
+            elif word != "--fail-fast" and not word.startswith("--max-failures="):
+                yield word

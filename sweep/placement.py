@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sweep.definition import OnImpossible, Sweep
 from sweep.errors import PlacementError
 from sweep.plan import Grid, Trial
 from tasks import workloads
+from tasks.identity import ROOT
 from tasks.machine import NEEDS_ROOT, Offer, Place
 from tasks.mounts import options_not_in_force
 from tasks.node_config import NodeConfigError
@@ -111,12 +113,15 @@ class Demand:
         self.storage = storage_of(dict(config))
         self.space_bytes = workload.space_bytes()
         self.wants_gpu = workload.wants_gpu()
+        self.program = workload.python() or next(iter(workload.files()), "")
+        self.program_key = "workload.python" if workload.python() else "workload.argv"
+        self.path = (config["workload"].get("env") or {}).get("PATH")
         self.tracer = str(config["trace"]["tracer"])
         self.wish = node_of(dict(config))
         memory = config["limits"]["memory"]
         self.memory_bytes = None if memory is None else parse_bytes(memory)
         asked = [config["storage"], vars(self.wish), self.space_bytes, self.memory_bytes]
-        parts = [self.needs, *asked, self.wants_gpu, self.tracer]
+        parts = [self.needs, *asked, self.wants_gpu, self.tracer, self.program, self.path]
         self.key = json.dumps(parts, sort_keys=True)
 
     def tracer_on(self, node: Node) -> str:
@@ -139,7 +144,8 @@ def _place(demand: Demand, node: Node) -> Placement | list[str]:
     ]
     on_device = demand.storage.kind is StorageKind.device
     drives, in_the_way = (_device_drives if on_device else _folder_drives)(demand, node.offer)
-    if obstacles := [*obstacles, *_wish_obstacles(demand, node.offer), *in_the_way]:
+    obstacles += [*_program_obstacles(demand, node.offer), *_wish_obstacles(demand, node.offer), *in_the_way]
+    if obstacles:
         return sorted(set(obstacles), key=obstacles.index)
     wants_gpu = "gpu" in wanted or (demand.wants_gpu and "gpu" in have)
     resources = {name: _SHARE for name in wanted if name != "gpu"}
@@ -162,6 +168,23 @@ def _wish_obstacles(demand: Demand, offer: Offer) -> list[str]:
     return wrong
 
 
+def _is_here(offer: Offer) -> bool:
+    """Say whether that machine is this one: of another one's files nothing is known, and there the trial says so."""
+    return offer.hostname == socket.gethostname()
+
+
+def _program_obstacles(demand: Demand, offer: Offer) -> list[str]:
+    """Return what is wrong with the program that a trial starts; one in the offload directory is still to be made."""
+    name = demand.program
+    if not name or "{" in name or not _is_here(offer):
+        return []
+    if shutil.which(str(ROOT / name) if "/" in name else name, path=demand.path):
+        return []
+    if "/" in name:
+        return [f"{demand.program_key}: {name} is no program on this node"]
+    return [f"{demand.program_key}: {name} is in no folder of PATH on this node: install it, or write where it is"]
+
+
 def _folder_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[str]]:
     """Return the drives under a trial's image, or its directory, and what stands in its way there."""
     storage = demand.storage
@@ -169,8 +192,7 @@ def _folder_drives(demand: Demand, offer: Offer) -> tuple[tuple[str, ...], list[
         ground = _ground(storage, offer)
     except NodeConfigError as e:
         return (), [str(e)]
-    # Of another machine's folders nothing is known here; there the trial itself says so.
-    if storage.path and offer.hostname == socket.gethostname() and not os.path.isdir(storage.path):
+    if storage.path and _is_here(offer) and not os.path.isdir(storage.path):
         return (), [f"storage.path: {storage.path} is no folder on this node"]
     if ground is None:
         return (), [f"storage.path: no filesystem of a drive holds {storage.path or offer.image_dir}"]

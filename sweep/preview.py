@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sweep import cluster, durations, home, lock
-from sweep.definition import Sweep
+from sweep.definition import Order, Sweep
 from sweep.durations import Durations
 from sweep.errors import EXIT_VALID
 from sweep.inquiry import ask_here, ask_through_ray
@@ -22,9 +23,12 @@ from tasks.text import printable
 from tasks.units import format_bytes, parse_bytes
 
 
-def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resumed: Path | None) -> int:
+def dry_run(
+    sweep: Sweep, plan: Grid, results: Path, address: str | None, resumed: Path | None, keep: bool = False
+) -> int:
     """Print what would become of every trial, with `resumed` if that run is gone on with, and return the exit code.
 
+    With `keep` also how much the offload files that stay would take.
     Raises PlacementError after all that, where trials are impossible and the sweep does not leave those out.
     """
     if resumed:
@@ -34,13 +38,15 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
             home.check_at_head(cluster.head_address(), sweep.shared)
         past = Past(resumed) if resumed else None
         decisions = Decisions(plan, placements, past, ask_through_ray if address else ask_here)
-    print(f"{sweep.name}: {_size(sweep, plan)}")
+    print(f"{sweep.name}: {_size(plan)}")
     for text in plan.idle:
         print(f"note: no cell meets {text}")
     for words, reason in plan.skipped:
         print(printable(f"left out: {words}: {reason}"))
     if sweep.description:
         print(sweep.description)
+    if sweep.order is Order.random:
+        print(f"order: random; it is the same again with seed={sweep.seed}")
     known = Durations((results / sweep.name).absolute(), plan.every)
     _print_trials(plan, placements, decisions, known)
     if resumed:
@@ -49,6 +55,8 @@ def dry_run(sweep: Sweep, plan: Grid, results: Path, address: str | None, resume
     runs = decisions.trials(*RUNS)
     for wanted in dict.fromkeys(_wanted(t.config, placements.of(t)[0]) for t in runs):
         print(printable(f"needs {wanted}"))
+    if keep:
+        print(f"--keep leaves {_kept(runs)}")
     print(f"expected: {_expected(sweep, runs, placements, known)}")
     print(f"figures: {', '.join(sweep.figures)}")
     plan.select(decisions.wanted())
@@ -65,16 +73,18 @@ def _nodes(address: str | None) -> Iterator[Placements]:
         yield Placements(nodes)
 
 
-def _size(sweep: Sweep, plan: Grid) -> str:
+def _size(plan: Grid) -> str:
     """Return in words how many trials there are, and what they are made of."""
     warmups = sum(trial.warmup for trial in plan.trials)
-    cells = len({id(trial.cell) for trial in plan.trials})  # the trials of a cell share it
-    all_same = cells * sweep.repeats == len(plan.trials) - warmups
-    repeats = f"{'' if all_same else 'up to '}{counted(sweep.repeats, 'repeat')}"
+    per_cell: Counter[int] = Counter()
+    for trial in plan.trials:  # the trials of a cell share it
+        per_cell[id(trial.cell)] += not trial.warmup
+    most = max(per_cell.values())
+    repeats = f"{'up to ' if min(per_cell.values()) < most else ''}{counted(most, 'repeat')}"
     all_of_them = counted(len(plan.every), "trial")
     count = all_of_them if len(plan.trials) == len(plan.every) else f"{len(plan.trials)} of {all_of_them} selected"
     beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
-    return f"{count}{beside}, {counted(cells, 'cell')} x {repeats}"
+    return f"{count}{beside}, {counted(len(per_cell), 'cell')} x {repeats}"
 
 
 def _print_trials(plan: Grid, placements: Placements, decisions: Decisions, known: Durations) -> None:
@@ -109,10 +119,28 @@ def _where(placements: Sequence[Placement]) -> str:
     return " or ".join(p.where() for p in placements)
 
 
+def _kept(runs: Sequence[Trial]) -> str:
+    """Return in words what --keep leaves of these trials; a scratch device keeps those of the last one only."""
+    own = [trial for trial in runs if trial.config["storage"]["kind"] != "device"]
+    in_memory = [trial for trial in own if trial.config["storage"]["backing"] == "tmpfs"]
+    most = f"the offload files of {counted(len(own), 'trial')}, {format_bytes(_total(own))} at most"
+    beside = f", {format_bytes(_total(in_memory))} of it in memory" if in_memory else ""
+    return f"{most}{beside}; python -m tasks.kept, on each node, lists and removes them"
+
+
+def _total(trials: Sequence[Trial]) -> int:
+    return sum(_room_bytes(trial.config) for trial in trials)
+
+
 def _room(config: Mapping[str, Any]) -> str:
+    return f"{format_bytes(_room_bytes(config))} of disk"
+
+
+def _room_bytes(config: Mapping[str, Any]) -> int:
     storage = config["storage"]
-    room = storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(config).space_bytes()
-    return f"{format_bytes(parse_bytes(room))} of disk"
+    return parse_bytes(
+        storage["image_size"] if storage["kind"] == "loop" else workloads.of_config(config).space_bytes()
+    )
 
 
 def _wanted(config: Mapping[str, Any], placement: Placement) -> str:

@@ -7,6 +7,7 @@ here; of the node's half each node is asked once for all trials that depend on t
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -281,6 +282,8 @@ class Decisions:
         if self.dropped:
             ids = few([one.id for one in self.dropped])
             lines.append(f"no longer in the sweep: {counted(len(self.dropped), 'trial')} ({ids})")
+            if begun := self._past and self._past.record.get("argv"):
+                lines.append(f"the run was started with: {shlex.join(map(str, begun))}")
         if aside := self.aside():
             lines.append(f"kept aside in superseded/: {counted(len(aside), 'trial')}")
         return lines

@@ -56,8 +56,12 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
         _check_room(folder)
     else:
         folder = _new_folder(options.results, sweep.name)
-    with lock.held(folder):
-        return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8]).drive(here)
+    try:
+        with lock.held(folder):
+            return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8]).drive(here)
+    finally:
+        with suppress(OSError):  # it holds runs, unless this was the first and never became one
+            folder.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,15 @@ class _Run:
                 ray.get(actor.resume.remote(resumed.fields(record), text, resumed.aside()))
             else:
                 ray.get(actor.create.remote(record, text))
+                self._tell_of_latest()
         return actor
+
+    def _tell_of_latest(self) -> None:
+        """Say it where `latest` goes on being another run, which has all trials of the sweep."""
+        latest = self.folder.parent / "latest"
+        if self.options.selection and latest.is_symlink() and latest.resolve() != self.folder.resolve():
+            whole = latest.resolve().name
+            print(f"latest stays {whole}, which is of the whole sweep; this run of some trials is {shown(self.folder)}")
 
     def _ended(self, scheduler: Scheduler, actor: Any, view: progress.Progress) -> Mapping[str, Any] | int:
         """Run all trials; return what was drawn then, or the exit code of a run that was cut short."""

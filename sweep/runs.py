@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -12,17 +11,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sweep import interrupt, lock
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, ConfigError, UserError
 from sweep.merge import merged, taken
 from sweep.past import is_run, read_run, runs_of
 from sweep.progress import counted
+from tasks.arguments import Parser, UsageError
 from tasks.text import printable
 from tasks.units import format_bytes
 
 _MERGE = "merge"
+
+_USAGE = """\
+python -m sweep.runs [-h] [--results DIR] [SWEEP]
+       python -m sweep.runs merge [-h] [--into NAME] [--results DIR] RUN RUN..."""
 
 _EPILOG = """\
 examples
@@ -47,12 +51,6 @@ _VERDICT = re.compile(rb'\n "verdict": \{\s*"state": "(\w+)"')
 _WARMUP = re.compile(rb'\n "warmup": true\b')
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say it as every other mistake of the user is said."""
-        raise UserError(f"command line: {message}\n  More: python -m sweep.runs --help")
-
-
 @dataclass(frozen=True)
 class Row:
     """What the list says of one run."""
@@ -73,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         merging = arguments[:1] == [_MERGE]
         return _merge(arguments[1:]) if merging else _list(arguments)
-    except UserError as e:
+    except (UserError, UsageError) as e:
         print(printable(f"sweep.runs: {e}"), file=sys.stderr)
         return EXIT_USER
     except BrokenPipeError:
@@ -91,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(arguments: Sequence[str]) -> int:
-    p = _Parser(
+    p = Parser(
         prog="python -m sweep.runs",
+        usage=_USAGE,
         description="List runs, or merge some of them: python -m sweep.runs merge RUN RUN... [--into NAME]",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("sweep", metavar="SWEEP", nargs="?", help="list only the runs of this sweep")
     p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")
@@ -191,7 +189,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _merge(arguments: Sequence[str]) -> int:
-    p = _Parser(prog="python -m sweep.runs merge", description="Make one run of several of the same sweep.")
+    p = Parser(prog="python -m sweep.runs merge", description="Make one run of several of the same sweep.")
     p.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or SWEEP/ID or ID of one below --results")
     p.add_argument("--into", metavar="NAME", help="name of the merged run (default: the newest's, with -merged)")
     p.add_argument("--results", metavar="DIR", default="results", help="where runs are kept (default: results)")

@@ -97,6 +97,7 @@ class Scheduler:
         self._backlog, self._health = Backlog(placements), Health()
         self._running: dict[Any, _Running] = {}
         self._rests_until: dict[tuple[NodeId, str], float] = {}
+        self._shown_rest: dict[NodeId, float] = {}
         self._asked: Any = None
         self._asked_s = self._stranded_s = 0.0
         self._failed, self._missed = set[str](), set[str]()
@@ -161,8 +162,14 @@ class Scheduler:
                 self._submit(waiting, placement)
 
     def _rests(self, placement: Placement) -> bool:
-        now = time.monotonic()
-        return any(self._rests_until.get((placement.node.ray_id, drive), 0) > now for drive in placement.drives)
+        """Say whether a drive of the placement rests; how long is shown once."""
+        node, now = placement.node, time.monotonic()
+        until = {drive: self._rests_until.get((node.ray_id, drive), 0.0) for drive in placement.drives}
+        resting = [drive for drive in until if until[drive] > now]
+        if resting and self._shown_rest.get(node.ray_id) != (end := max(until.values())):
+            self._shown_rest[node.ray_id] = end
+            self._progress.say(f"resting {', '.join(resting)} on {node.name} for {end - now:.0f} s")
+        return bool(resting)
 
     def _wait(self) -> list[Any]:
         """Return the attempts that have ended, after a moment where there are none."""

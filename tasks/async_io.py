@@ -8,7 +8,6 @@ machine: the operator has no device code, moves CUDA tensors through torch, and 
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import functools
 import glob
@@ -28,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+from tasks.arguments import Parser
 from tasks.cache import cache_dir
 from tasks.errors import TaskError
 from tasks.jobs.aio_library import load_library
@@ -132,10 +132,10 @@ def build(progress: Callable[[str], None] = lambda line: None, name: str = _AIO)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line: `build` or `path`."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.async_io", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m tasks.async_io", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("action", choices=["build", "path"], help="build it unless it is there; or say where it is")
-    action = parser.parse_args(arguments).action
     try:
+        action = parser.parse_args(arguments).action
         if action == "build":
             print(f"{_CLEAR}async_io: ready in {build(_show).parent}")
             _build_gds()

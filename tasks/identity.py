@@ -24,7 +24,7 @@ from tasks.spec import ANY_FILESYSTEM, Storage, StorageKind, storage_of, trace_o
 from tasks.storage import base_dir
 
 #: Where relative paths of a job's arguments begin: its supervisor's working directory.
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 #: A larger file is told by its size, its beginning and its end.
 _WHOLE_FILE_BYTES, _PART_BYTES = 64 << 20, 4 << 20
@@ -178,7 +178,7 @@ def _file(text: str, on_path: bool) -> Path | None:
         return None
     if on_path and "/" not in text:
         text = shutil.which(text) or text
-    path = _ROOT / text
+    path = ROOT / text
     try:
         return path if path.is_file() else None
     except OSError:  # a name longer than any file's

@@ -6,7 +6,6 @@ python -m tasks.kept --remove [NAME ...]  remove all of it, or these
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.arguments import Parser
 from tasks.errors import StorageError, TaskError
 from tasks.lease import MARKER
 from tasks.mounts import mount_of, mounts
@@ -182,10 +182,10 @@ def _size_bytes(folder: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 2 where something named is not there, or could not be removed."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.kept", description="Files that --keep left on this machine.")
+    parser = Parser(prog="python -m tasks.kept", description="Files that --keep left on this machine.")
     parser.add_argument("--remove", metavar="NAME", nargs="*", help="remove these; without a name, all of them")
-    wanted = parser.parse_args(argv).remove
     try:
+        wanted = parser.parse_args(argv).remove
         found = notes()
         for trouble in unreadable():
             print(printable(f"kept: {trouble}"), file=sys.stderr)

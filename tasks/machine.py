@@ -5,6 +5,7 @@ Looks at files and PATH only, so that a dry run is quick and needs no root.
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import glob
 import importlib.util
@@ -12,6 +13,7 @@ import os
 import platform
 import shutil
 import socket
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -174,7 +176,9 @@ def offer() -> Offer:
     known = facts() | ({} if said.gpus is None else {"gpus": list(said.gpus)})
     found = Offer(known["hostname"], known, _places(), str(state_dir()), storage=dict(said.storage))
     found.memory_bytes = said.memory or known["memory_bytes"]
-    for name, obstacle in _obstacles(known["gpus"]).items():
+    checks = _obstacles(known["gpus"])
+    _check_names(said.without, checks)
+    for name, obstacle in checks.items():
         if name in said.without:
             found.missing[name] = f"this node is told not to offer it ({node_config.source()}: without)"
         elif obstacle is None:
@@ -185,6 +189,15 @@ def offer() -> Offer:
         found.scratch = scratch.offered()
     _name_drives(found, said)
     return found
+
+
+def _check_names(without: Sequence[str], known: Collection[str]) -> None:
+    for name in without:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1) or [one for one in known if one.startswith(name)]
+            hint = f"did you mean {near[0]}? " if near else ""
+            text = f"{node_config.source()}: without: {name} is nothing that a node offers"
+            raise NodeConfigError(f"{text}; {hint}valid: {', '.join(known)}")
 
 
 def _name_drives(found: Offer, said: NodeConfig) -> None:

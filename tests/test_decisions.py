@@ -17,6 +17,7 @@ from sweep import cli, lock, past, resume
 from sweep.code import table_of
 from sweep.config import as_yaml, load
 from sweep.errors import ConfigError, UserError
+from sweep.options import Options
 from sweep.past import Past
 from sweep.placement import Node, Placements
 from sweep.plan import Grid, plan_entry
@@ -166,6 +167,16 @@ def test_a_change_of_one_cell_leaves_the_others(world: World) -> None:
         "scenario=a": "reuse",
         "scenario=b": "stale",
     }
+
+
+def test_how_the_run_was_started_is_told_where_the_sweep_has_less(world: World) -> None:
+    world.finish(world.plan("grid.workload.values.n=[1,2,7]"))
+    path = world.folder / "run.json"
+    argv = ["python", "-m", "sweep", "s.yaml", "grid.workload.values.n=[1,2,7]"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"argv": argv}))
+    told = world.decide(world.plan()).told()
+    assert "the run was started with: python -m sweep s.yaml 'grid.workload.values.n=[1,2,7]'" in told
+    assert not any("was started" in line for line in world.decide(world.plan("grid.workload.values.n=[1,2,7]")).told())
 
 
 def test_what_the_sweep_does_not_have_any_more_is_kept_aside(world: World) -> None:
@@ -448,6 +459,24 @@ def test_a_folder_that_never_became_a_run_is_removed(tmp_path: Path) -> None:
     with lock.held(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_first_run_that_is_interrupted_early_leaves_no_folder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweep import run
+
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run._Run, "drive", interrupted)
+    monkeypatch.setattr(run, "fit", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run.run_sweep(load(str(world.file)), world.plan(), Options(world.results))
+        assert not (world.results / "s").exists()
+    world.finish(world.plan())
+    with pytest.raises(KeyboardInterrupt):
+        run.run_sweep(load(str(world.file)), world.plan(), Options(world.results))
+    assert sorted(path.name for path in (world.results / "s").iterdir()) == ["latest", "run1"]
 
 
 def test_run_without_resume_is_a_mistake(sweep_file: Path) -> None:

@@ -234,6 +234,18 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
         SMALL + "storage: {kind: directory, path: /etc/passwd}\n",
         ["c.yaml: no node can run", "storage.path: /etc/passwd is no folder"],
     ),
+    "a program that is not there": (
+        "workload: {kind: command, argv: [my-engine, '{offload_dir}']}\n",
+        ["c.yaml: no node can run 1 of 1 trials", "workload.argv: my-engine is in no folder of PATH on this node"],
+    ),
+    "a program that is not where it should be": (
+        "workload: {kind: command, argv: [/no/such/engine]}\n",
+        ["c.yaml: no node can run", "workload.argv: /no/such/engine is no program on this node"],
+    ),
+    "an interpreter that is not there": (
+        workload("sizes: [1MiB], python: /no/such/python"),
+        ["c.yaml: no node can run", "workload.python: /no/such/python is no program on this node"],
+    ),
     "a folder on another filesystem than the label says": (
         SMALL + "storage: {kind: directory, fs: zfs, path: /usr}\n",
         ["c.yaml: no node can run", "storage.fs: /usr is ", "not zfs"],
@@ -270,6 +282,10 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
             "nothing-like-it.yaml: no such file",
             "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart-noroot.yaml, quickstart.yaml",
         ],
+    ),
+    "an override before the file": (
+        ["repeats=3", "conf/quickstart.yaml"],
+        ["command line: repeats=3 is no sweep file: name that first, and overrides after it"],
     ),
     "nearly the name of a file": (
         ["conf/quickstar.yaml"],

@@ -112,6 +112,8 @@ def test_drives_are_called_as_the_owner_says_and_share_a_name(node_file, state):
         ("memory: lots", r"memory: 'lots' is not a size"),
         ("name: a/b", r"name: must be letters"),
         ("without: gpu", r"without: must be a list of capabilities"),
+        ("without: [tracer:bpf]", r"without: tracer:bpf is nothing that a node offers; did you mean tracer:bpftrace\?"),
+        ("without: [gpus]", r"gpus is nothing that a node offers; did you mean gpu\? valid: root, loop, "),
     ],
 )
 def test_a_mistake_of_the_owner_is_one_message(node_file, text, words):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from sweep import durations
 from sweep.config import load
 from sweep.durations import Durations
-from sweep.placement import Placements
-from sweep.plan import Grid
+from sweep.placement import Placement, Placements
+from sweep.plan import Grid, Trial
 from tests.test_decisions import World, node, sweep_file, world
 
 __all__ = ["sweep_file", "world"]
@@ -83,6 +84,18 @@ def test_impossible_trials_are_all_listed_and_end_with_2(world: World) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_order_of_a_drawn_seed_can_be_had_again(world: World) -> None:
+    def order(out: str) -> list[str]:
+        return re.findall(r"^  (n=\S+)", out, re.MULTILINE)
+
+    first = dry(world, "order=random", "repeats=9").stdout
+    seed = re.search(r"^order: random; it is the same again with (seed=\d+)$", first, re.MULTILINE)
+    assert seed
+    again = dry(world, "order=random", "repeats=9", seed[1]).stdout
+    assert len(order(first)) == 18
+    assert order(again) == order(first)
+
+
 def test_a_run_that_goes_on_is_refused(world: World) -> None:
     from sweep import lock
 
@@ -137,6 +150,16 @@ def test_nodes_work_side_by_side_and_cells_stay_together(made: Made) -> None:
     assert found.total(made.plan.trials, one, 0) == 60
     assert found.total(made.plan.trials, two, 0) == 40
     assert found.total(made.plan.trials, one, 5) == 75
+
+
+def test_nothing_rests_between_trials_in_memory(made: Made) -> None:
+    class InMemory(Placements):
+        def of(self, trial: Trial) -> list[Placement]:
+            return [replace(placement, drives=()) for placement in super().of(trial)]
+
+    made.run("a", {"n=1,rep=1": 10, "n=2,rep=1": 20})
+    found = Durations(made.folder, made.plan.trials)
+    assert found.total(made.plan.trials, InMemory([node()]), 5) == 60
 
 
 def test_only_so_much_is_read(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,8 @@ def test_what_cannot_be_merged_is_refused(two: tuple[World, World], capsys: pyte
     first, second = two
     finish(first, "2026-11-20T22:00:00+00:00")
     finish(second, "2026-11-21T22:00:00+00:00")
-    assert "name two runs or more" in refusal(first, capsys, "run1", str(first.folder))
+    assert "name two runs or more" in refusal(first, capsys, "run1")
+    assert "two runs or more: these are all the same one" in refusal(first, capsys, "run1", str(first.folder))
     assert "run9 is no run" in refusal(first, capsys, "run1", "run9")
     assert "--into run2: " in refusal(first, capsys, "run1", "s/run2", "--into", "run2")
     assert "--into ../x" in refusal(first, capsys, "run1", "run2", "--into", "../x")

@@ -75,10 +75,9 @@ class Told:
         self.lines.append(f"{identity} {state}{', again' if again else ''}: {'; '.join(reasons)}")
 
     def say(self, text: str) -> None:
-        pass
-
-    def tell(self, text: str) -> None:
         self.lines.append(text)
+
+    tell = say
 
 
 class Anywhere(Placements):
@@ -271,5 +270,6 @@ def test_trials_of_a_lost_node_run_on_one_that_joins_late(run: Run, tmp_path: Pa
 
 def test_a_drive_rests_between_two_trials(run: Run) -> None:
     begin = time.monotonic()
-    run(trials(3), ["a"], {}, cooldown_s=1.0)
+    _, lines = run(trials(3), ["a"], {}, cooldown_s=1.0)
     assert time.monotonic() - begin >= 2.0
+    assert sum(line.startswith("resting ") for line in lines) == 2

@@ -148,10 +148,24 @@ def test_on_the_command_line(
     line = [str(tmp_path / "s.yaml"), "--dry-run", "--trial", "warmup=1", "--only", "rep > 2"]
     assert cli.main(line) == 0
     out = capsys.readouterr().out
-    assert "s: 2 of 4 trials selected, 1 warm-up among them, 1 cell x up to 3 repeats" in out
+    assert "s: 2 of 4 trials selected, 1 warm-up among them, 1 cell x 1 repeat" in out
+    assert "--keep" not in out
     assert [line.split()[0] for line in out.splitlines() if " on " in line] == ["warmup=1", "rep=3"]
     assert cli.main([*line[:2], "--only", "rep > 3"]) == 2
     assert capsys.readouterr().err.startswith("sweep: command line: --only: none of the 4 trials meets 'rep > 3'")
+
+
+def test_what_would_be_kept_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OFFLOAD_SWEEP_STATE", str(tmp_path / "state"))
+    keys = {"workload": {"kind": "command", "argv": ["true"], "space": "3MiB"}, "repeats": 3, "warmups": 1}
+    storage = {"storage": {"kind": "directory", "fs": "auto"}, "trace": {"tracer": "none"}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(keys | storage))
+    assert cli.main([str(tmp_path / "s.yaml"), "--dry-run", "--keep", "--only", "rep > 1"]) == 0
+    out = capsys.readouterr().out
+    assert "s: 2 of 4 trials selected, 1 cell x 2 repeats" in out
+    assert "--keep leaves the offload files of 2 trials, 6 MiB at most; python -m tasks.kept" in out
 
 
 def test_the_options_that_select_the_same_again() -> None:

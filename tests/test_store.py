@@ -67,6 +67,23 @@ def test_a_trial_appears_whole(store, run):
     assert not list((run / "incoming").iterdir())
 
 
+def test_a_run_of_some_trials_does_not_take_the_place_of_the_latest_whole_one(run):
+    whole = {"schema_version": 1, "sweep": "s", "plan": []}
+    RunStore(str(run)).create(whole, "name: s\n")
+    some = {"schema_version": 1, "sweep": "s", "plan": [], "selection": {"only": ["a == 1"], "trials": []}}
+    RunStore(str(run.with_name("run2"))).create(some, "name: s\n")
+    assert (run.parent / "latest").resolve() == run
+    RunStore(str(run.with_name("run3"))).create(whole, "name: s\n")
+    assert (run.parent / "latest").resolve() == run.with_name("run3")
+
+
+def test_of_runs_of_some_trials_the_newest_is_the_latest(run):
+    for name in ("run1", "run2"):
+        some = {"schema_version": 1, "sweep": "s", "plan": [], "selection": {"only": [], "trials": [name]}}
+        RunStore(str(run.with_name(name))).create(some, "name: s\n")
+        assert (run.parent / "latest").resolve() == run.with_name(name)
+
+
 def declared(store, *files, token="k-1"):
     store.expect("x", token)
     store.declare("x", token, [manifest(name, content) for name, content in files])
