@@ -91,6 +91,7 @@ _COLUMNS = {
     "io_stalled_s": pa.float64(),
     "io_stalled_share": pa.float64(),
     "iowait_share": pa.float64(),
+    "job_cpu_share": pa.float64(),
     "unreadable": pa.string(),
 }
 _LEADING = 5
@@ -117,7 +118,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
     - `ceiling_share`: bandwidth over what fio reached (`analysis.ceiling`). `expected_*`: of the whole window.
     - `gpu_busy_share`, `iowait_share`: means of the samples in the span, of all GPUs, of the CPUs. `io_stalled_s`: how
       long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of the
-      time between readings, both unknown where that is less than nine tenths of the span.
+      time between readings, both unknown where that is less than nine tenths of the span. `job_cpu_share`: the CPU
+      time of the job's cgroup over that of all processors, known as `io_stalled_share` is.
     """
     trial = load_trial(trial_dir)
     told = spans(trial_dir)
@@ -393,21 +395,26 @@ def _sampled(trial: Trial, told: Sequence[Span]) -> list[dict[str, float | None]
     busy = samples.utilisation(trial.path)
     waits = busy.filter(pl.col("source") == samples.IOWAIT)
     gpus = busy.filter(pl.col("source").str.starts_with("gpu"))
-    stalled = samples.read(trial.path).filter(pl.col("name") == "io_some_stalled")
+    everything = samples.read(trial.path)
+    stalled = everything.filter(pl.col("name") == "io_some_stalled")
+    worked = everything.filter((pl.col("source") == "cgroup") & (pl.col("name") == "cpu_time"))
+    cpus = trial.section("node").get("cpus")
     for source in ("cgroup", "pressure"):
         if not (own := stalled.filter(pl.col("source") == source)).is_empty():
             stalled = own
             break
     rows = []
     for span in told:
-        grown, covered = _stalled(stalled, span)
+        grown, covered = _grown(stalled, span)
+        cores = _ratio(*_grown(worked, span))
         row = {"gpu_busy_share": _mean_share(gpus, span), "iowait_share": _mean_share(waits, span)}
+        row["job_cpu_share"] = cores / cpus if cores is not None and isinstance(cpus, int) and cpus else None
         rows.append(row | {"io_stalled_s": grown, "io_stalled_share": _ratio(grown, covered)})
     return rows
 
 
-def _stalled(told: pl.DataFrame, span: Span) -> tuple[float | None, float]:
-    """Return by how much a counter of stalled seconds grew within a span, and in how many seconds of it that was seen;
+def _grown(told: pl.DataFrame, span: Span) -> tuple[float | None, float]:
+    """Return by how much a counter of seconds grew within a span, and in how many seconds of it that was seen;
     None where less of it than _COVERED lies between the first reading and the last."""
     t_ns = told["t_ns"].to_numpy()
     if not t_ns.size or not span.duration_ns:
