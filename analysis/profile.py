@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from analysis import ceiling, metrics, samples
 from analysis.accesses import footprints
 from analysis.attribution import DATA, LATENCIES, percentiles
+from analysis.bins import Bins
 from analysis.depth import ALL, DepthTime, InFlight, Stretches
 from analysis.errors import AnalysisError
 from analysis.files import replacing
 from analysis.latency import Latencies
 from analysis.run import Run, Trial, load_trial
 from analysis.schema import OPERATIONS
-from analysis.spans import Sections, Span, by_class, joined, spans
+from analysis.spans import Sections, Span, by_class, spans
 from analysis.summary import axis_array, readable, stored_rows, tried, versioned
 from analysis.trace import NEVER, Addressed, addressed, events
 from analysis.units import GIB, NS_PER_S, SECTOR_BYTES
@@ -37,9 +38,6 @@ Array = npt.NDArray[np.int64]
 FILE = "metrics.parquet"
 #: What a row can be of: reads, writes, or both together.
 ROWS = (*DATA, ALL)
-#: Bytes over time are first counted in the finest bins of `metrics.round_bin`, ten times wider each time there would be
-#: more than this many of them.
-_MOST_BINS = 1 << 20
 #: The share of a span's time that must lie between readings for a time stalled in it to be known.
 _COVERED = 0.9
 _US = NS_PER_S // 1_000_000
@@ -93,6 +91,7 @@ _COLUMNS = {
     "io_stalled_s": pa.float64(),
     "io_stalled_share": pa.float64(),
     "iowait_share": pa.float64(),
+    "job_cpu_share": pa.float64(),
     "unreadable": pa.string(),
 }
 _LEADING = 5
@@ -106,8 +105,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
     - `bytes`: what completed, or was issued where no completion was recorded; `requests`, `iops`: every request, those
       too of which only the completion is known.
       `byte_share`, `request_share`: of those of the span. `bandwidth_gib_s`: bytes over `duration_s`.
-    - `bandwidth_peak` and percentiles: over bins of `bin_ns` that lie within the span, by when bytes completed. The bin
-      is `metrics.round_bin` of its longest stretch, gaps shorter than the finest bin closed.
+    - `bandwidth_peak` and percentiles: over bins of `bin_ns` that together are the span (`analysis.bins`), by when
+      bytes completed; None where so many completed after the span that the peak would be below the mean.
     - `request_bytes_*`: mean, median, the most frequent size (`mode`) and its share of the requests.
     - `d2c_*`: issue to completion, nearest-rank percentiles (`analysis.latency` tells how exact).
     - `depth_*`: requests issued and not completed, weighted with the time they were so many (`analysis.depth`).
@@ -119,7 +118,8 @@ def profile(trial_dir: str | Path) -> list[dict[str, Any]]:
     - `ceiling_share`: bandwidth over what fio reached (`analysis.ceiling`). `expected_*`: of the whole window.
     - `gpu_busy_share`, `iowait_share`: means of the samples in the span, of all GPUs, of the CPUs. `io_stalled_s`: how
       long some task stood still for I/O (PSI), of the job's cgroup, else of the machine; `io_stalled_share`: of the
-      time between readings, both unknown where that is less than nine tenths of the span.
+      time between readings, both unknown where that is less than nine tenths of the span. `job_cpu_share`: the CPU
+      time of the job's cgroup over that of all processors, known as `io_stalled_share` is.
     """
     trial = load_trial(trial_dir)
     told = spans(trial_dir)
@@ -231,7 +231,7 @@ class _Requests:
         self._told = told
         self._completion = "completion" in recorded
         self._timed = self._completion and "issue" in recorded
-        self._bins = _Bins(told)
+        self._bins = Bins(told)
         self._flight = InFlight(self.sections.edges)
         self._bytes: Counter[tuple[int, str]] = Counter()
         self._sizes: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
@@ -332,7 +332,7 @@ class _Requests:
         row |= {name: None if value is None else value / _US for name, value in gaps.items()}
         row["sequential_share"] = _ratio(sum(self._sequential[key] for key in parts), seek.count)
         row |= {"seek_p50_bytes": _whole(seek.percentile(0.5)), "seek_p99_bytes": _whole(seek.percentile(0.99))}
-        return row | self._depths(keys) | self._bins.columns(self._told[place], op)
+        return row | self._depths(keys) | self._bins.columns(self._told[place], op, row["bytes"])
 
     def _depths(self, keys: Sequence[tuple[int, str]]) -> dict[str, Any]:
         spread = DepthTime()
@@ -369,64 +369,16 @@ def _sizes(counts: Mapping[int, int]) -> dict[str, Any]:
     return {"requests": requests, **dict(zip(names, (mean, median, mode, counts[mode] / requests), strict=True))}
 
 
-class _Bins:
-    """Bytes by operation in narrow bins of the first span, which is the whole window."""
-
-    def __init__(self, told: Sequence[Span]) -> None:
-        window = told[0]
-        self._begin = int(window.begin_ns[0]) if window.begin_ns.size else 0
-        self.width = metrics.round_bin(1)
-        while window.duration_ns // self.width > _MOST_BINS:
-            self.width *= 10
-        self._bytes = {op: np.zeros(-(-window.duration_ns // self.width), np.int64) for op in DATA}
-
-    def add(self, op: str, t_ns: Array, size: Array) -> None:
-        """Count bytes at times; those outside the window, and those at no time, are left out."""
-        held = self._bytes[op]
-        place = (t_ns - self._begin) // self.width
-        inside = (place >= 0) & (place < held.size) & (t_ns != NEVER)
-        if not inside.all():
-            place, size = place[inside], size[inside]
-        if place.size:
-            least = int(place.min())
-            moved = np.bincount(place - least, weights=size)  # sums below 2^53: exact
-            held[least : least + moved.size] += moved.astype(np.int64)
-
-    def fill(self, op: str, moved: Array) -> None:
-        """Take the bytes of every bin."""
-        self._bytes[op] = moved
-
-    def columns(self, span: Span, op: str) -> dict[str, Any]:
-        """Return the bin's width and what moved in the bins of it that lie within the span."""
-        held = sum((self._bytes[one] for one in DATA), start=0) if op == ALL else self._bytes[op]
-        assert isinstance(held, np.ndarray)
-        begin, end = joined(span.begin_ns, span.end_ns, self.width)
-        longest = int((end - begin).max()) if begin.size else 1
-        width = max(metrics.round_bin(longest), self.width)
-        each = width // self.width
-        found = Latencies()
-        for first, last in zip(-(-(begin - self._begin) // self.width), (end - self._begin) // self.width, strict=True):
-            first, last = max(int(first), 0), min(int(last), held.size)
-            count = max(last - first, 0) // each
-            found.add(held[first : first + count * each].reshape(count, each).sum(axis=1))
-        shares = {"peak": 1.0, "p5": 0.05, "p50": 0.5, "p95": 0.95}
-        values = {name: found.percentile(share) for name, share in shares.items()}
-        factor = width / NS_PER_S * GIB
-        row: dict[str, Any] = {"bin_ns": width if found.count else None}
-        return row | {f"bandwidth_{name}_gib_s": None if v is None else v / factor for name, v in values.items()}
-
-
 def _counted(trial: Trial, told: Sequence[Span]) -> list[dict[str, dict[str, Any]]]:
     """Return bytes and bandwidth from the device's counters, spread evenly between two readings."""
     counted = samples.counted_bytes(trial.path)
-    bins = _Bins(told)
+    bins = Bins(told)
     found: list[dict[str, dict[str, Any]]] = [{op: {} for op in ROWS} for _ in told]
     readings = {op: counted.filter(pl.col("op") == op) for op in DATA}
     if not told[0].begin_ns.size or any(own.is_empty() for own in readings.values()):
         return found
-    moved = metrics.bandwidth_over_time(trial.path, bins.width)
     for op, own in readings.items():
-        bins.fill(op, moved.filter(pl.col("op") == op)["bytes"].to_numpy())
+        bins.spread(op, own["t_ns"].to_numpy(), own["bytes"].to_numpy())
         for place, span in enumerate(told):
             grown = _growth(own["t_ns"].to_numpy(), own["bytes"].to_numpy(), span)
             found[place][op]["bytes"] = None if grown is None else round(grown)
@@ -434,7 +386,7 @@ def _counted(trial: Trial, told: Sequence[Span]) -> list[dict[str, dict[str, Any
         parts = [found[place][op]["bytes"] for op in DATA]
         found[place][ALL]["bytes"] = None if None in parts else sum(parts)
         for op in ROWS:
-            found[place][op] |= bins.columns(span, op)
+            found[place][op] |= bins.columns(span, op, found[place][op]["bytes"])
     return found
 
 
@@ -443,21 +395,26 @@ def _sampled(trial: Trial, told: Sequence[Span]) -> list[dict[str, float | None]
     busy = samples.utilisation(trial.path)
     waits = busy.filter(pl.col("source") == samples.IOWAIT)
     gpus = busy.filter(pl.col("source").str.starts_with("gpu"))
-    stalled = samples.read(trial.path).filter(pl.col("name") == "io_some_stalled")
+    everything = samples.read(trial.path)
+    stalled = everything.filter(pl.col("name") == "io_some_stalled")
+    worked = everything.filter((pl.col("source") == "cgroup") & (pl.col("name") == "cpu_time"))
+    cpus = trial.section("node").get("cpus")
     for source in ("cgroup", "pressure"):
         if not (own := stalled.filter(pl.col("source") == source)).is_empty():
             stalled = own
             break
     rows = []
     for span in told:
-        grown, covered = _stalled(stalled, span)
+        grown, covered = _grown(stalled, span)
+        cores = _ratio(*_grown(worked, span))
         row = {"gpu_busy_share": _mean_share(gpus, span), "iowait_share": _mean_share(waits, span)}
+        row["job_cpu_share"] = cores / cpus if cores is not None and isinstance(cpus, int) and cpus else None
         rows.append(row | {"io_stalled_s": grown, "io_stalled_share": _ratio(grown, covered)})
     return rows
 
 
-def _stalled(told: pl.DataFrame, span: Span) -> tuple[float | None, float]:
-    """Return by how much a counter of stalled seconds grew within a span, and in how many seconds of it that was seen;
+def _grown(told: pl.DataFrame, span: Span) -> tuple[float | None, float]:
+    """Return by how much a counter of seconds grew within a span, and in how many seconds of it that was seen;
     None where less of it than _COVERED lies between the first reading and the last."""
     t_ns = told["t_ns"].to_numpy()
     if not t_ns.size or not span.duration_ns:

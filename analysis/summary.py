@@ -19,7 +19,7 @@ from analysis.run import Run, Trial, load_run
 from analysis.trace import check, check_parquet
 
 #: Changes when the meaning of a metric does: older summaries are then computed again.
-METRICS_VERSION = 5
+METRICS_VERSION = 6
 
 _COLUMNS = {
     "trial": pa.string(),

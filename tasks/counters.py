@@ -410,6 +410,8 @@ def open_cgroup(folder: Path, version: int, devices: Sequence[str]) -> Opened:
         found.try_open("cgroup.oom_kills", partial(Table, "cgroup", folder / "memory.oom_control", [kills]))
         return found
     found.try_open("cgroup.events", partial(Table, "cgroup", folder / "memory.events", [hits, kills]))
+    own = counter("cpu_time", "s", "usage_usec", factor=1e-6)
+    found.try_open("cgroup.cpu", partial(Table, "cgroup", folder / "cpu.stat", [own]))
     for resource in ("memory", "io"):
         path = folder / f"{resource}.pressure"
         found.try_open(f"cgroup.{resource}_pressure", partial(Pressure, "cgroup", path, resource))

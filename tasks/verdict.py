@@ -91,13 +91,14 @@ def _differs(op: str, traced: int, counted: int) -> str:
 
 
 def _too_few(op: str, expected: int, counted: int, share: float) -> str:
-    cause = "the page cache answered the rest" if op == "read" else "the rest never reached the device"
+    less = {"read": "the job read less, or the page cache answered the rest"}
+    cause = less.get(op, "the job wrote less, or the rest never reached the device")
     least = "" if share == 1 else f" (at least {share:.0%} of it must show)"
     return f"the job should {op} {format_bytes(expected)}{least}, the device saw {format_bytes(counted)}: {cause}"
 
 
 def _idle(op: str, expected: int, counted: int, share: float) -> str:
-    cause = "the page cache answered" if op == "read" else "nothing reached it"
+    cause = "the job read nothing, or the page cache answered" if op == "read" else "nothing reached it"
     if op == "read" and share < _DIRECT:
         cause += "; set limits.memory below what is offloaded"
     saw = format_bytes(counted) if counted else "none of it"

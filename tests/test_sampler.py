@@ -143,6 +143,7 @@ V2 = {
     "memory.current": "20480",
     "memory.events": "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0",
     "memory.pressure": PSI,
+    "cpu.stat": "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000",
     "io.stat": "254:0 rbytes=1 wbytes=2 rios=1 wios=1 dbytes=0 dios=0\n7:0 rbytes=4096 wbytes=512 rios=1 wios=1",
 }
 
@@ -159,12 +160,14 @@ def test_a_cgroup_says_the_same_in_both_versions(
         {"memory.stat": stat, "memory.failcnt": "9", "memory.events": "low 0\nhigh 0\nmax 9\noom 0\noom_kill 1"},
     )
     plant(tmp_path, {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1"})
+    plant(tmp_path, {"cpu.stat": "usage_usec 3500000\nuser_usec 1000000\nsystem_usec 2500000"})
     told = {name.removeprefix("cgroup."): value for name, value in values(opened, S).items()}
     expected = {"used": 20480, "page_cache": 4096, "anonymous": 8192, "mapped_file": 1, "dirty": 5}
     expected |= {"refault_file_bytes": 10 * PAGE, "limit_hits": 2, "oom_kills": 1, "major_faults": 0}
     assert {name: told[name] for name in expected | more} == expected | more
     if version == 2:
         assert (told["read_bytes"], told["write_bytes"], told["memory_some_stalled"]) == (4096, 512, 0)
+        assert told["cpu_time"] == 2
         assert set(opened.absent) == {"cgroup.io_pressure"}
 
 

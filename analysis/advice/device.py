@@ -42,7 +42,7 @@ FREE = 0.1
 )
 def tail_latency(evidence: Evidence) -> Seen:
     found = []
-    for row in _alike(evidence):
+    for row in alike(evidence):
         tail, median = row["d2c_p999_us"], row["d2c_p50_us"]
         if tail is not None and median and row["requests"] >= TAIL_REQUESTS:
             found.append((tail / median, row))
@@ -54,7 +54,7 @@ def tail_latency(evidence: Evidence) -> Seen:
     return {**numbers, "ratio": Number(ratio, number_text), "op": row["op"], "where": _place(evidence, row)}
 
 
-def _alike(evidence: Evidence) -> list[Mapping[str, Any]]:
+def alike(evidence: Evidence) -> list[Mapping[str, Any]]:
     """Return the profile of the spans whose requests are of one kind: generation, or else each phase, or the whole."""
     own = [row for row in evidence.profile if row["op"] in DATA]
     phases = [row for row in own if row["name"] not in (None, JOB)]

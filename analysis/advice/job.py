@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis.advice.device import alike
 from analysis.advice.rule import Number, Seen, rule
 from analysis.evidence import Evidence
+from analysis.metrics import WHOLE
+from analysis.spans import GENERATION
 from analysis.units import bytes_text, number_text, share_text
 from analysis.workload import is_deepspeed_model, settings
 
@@ -16,8 +19,9 @@ IDLE, BUSY = 10.0, 50.0
 OFTEN = 0.25
 #: How far apart in time two samples may be to be of one moment: samplers take turns, some hundred ms each.
 TOGETHER_NS = 1_000_000_000
-#: Processors this busy, in %, leave nothing for more I/O; a drive below this share of its ceiling has some to spare.
-CPU_FULL, FAR_FROM_CEILING = 90.0, 0.5
+#: A job that takes this share of all processors leaves nothing for more I/O; a drive below this share of its ceiling
+#: has some to spare. A span is of reads where some were in flight for this share of it.
+CPU_FULL, FAR_FROM_CEILING, READING = 0.9, 0.5, 0.5
 #: DeepSpeed keeps tensors smaller than a block in memory; less than this share offloaded is not what was meant.
 OFFLOADED = 0.9
 #: Reads beyond what the passes need, and time lost in reclaim, that mean a page is evicted before it is used.
@@ -102,17 +106,22 @@ def _stalled(evidence: Evidence, name: str) -> float | None:
 @rule(
     "busy-processors",
     "The processors are the limit",
-    "The processors were {busy} % busy {span}, while reads reached {share} of the ceiling: storage is not what the job "
-    "waits for. More or faster cores, or computing on a GPU, come before a faster drive.",
+    "In {where}, the job's own work took {busy} of all processors, and while reads were in flight they reached {share} "
+    "of the ceiling: storage is not what the job waits for. More or faster cores, or computing on a GPU, come before a "
+    "faster drive.",
 )
 def busy_processors(evidence: Evidence) -> Seen:
-    busy = evidence.gauge("cpu", "busy")
-    reached = evidence.whole["generation_read_ceiling_share" if evidence.generation else "read_ceiling_share"]
-    if busy.is_empty() or reached is None or reached >= FAR_FROM_CEILING:
+    found = []
+    for row in alike(evidence):
+        busy, own, reached = row["busy_share"], row["job_cpu_share"], row["ceiling_share"]
+        # Time without reads, such as that of laying out a file, and others' work on the processors say nothing.
+        if row["op"] == "read" and None not in (busy, own, reached) and busy >= READING:
+            found.append((row["bytes"], own, reached / busy, row["phase"]))
+    _, own, reached, where = max(found, default=(0, 0.0, 0.0, ""))
+    if own < CPU_FULL or reached >= FAR_FROM_CEILING:
         return None
-    mean = float(busy.mean())  # type: ignore[arg-type]
-    numbers = {"busy": Number(mean, number_text), "share": Number(reached, share_text)}
-    return {**numbers, "span": evidence.span_told} if mean >= CPU_FULL else None
+    where = {WHOLE: "the whole trace", GENERATION: "generation"}.get(where, f"the phases {where}")
+    return {"where": where, "busy": Number(own, share_text), "share": Number(reached, share_text)}
 
 
 @rule(

@@ -21,7 +21,10 @@ LEAST_SIZES = 3
 #: So many repeats are apart where their ranges are; of fewer that is chance too often (two against two: 1 in 6), so
 #: that they have to be a tenth apart besides, which is how far repeats on one disk agree.
 LEAST_REPEATS, NOISE = 3, 0.1
-_CLOSE = "At too many sizes the two are as close as repeats are: run conf/fig2.yaml with repeats=5."
+_SINGLE = f"At too many sizes the two are less than {NOISE:.0%} apart".replace("%", " %")
+_SINGLE += ", and of one repeat nobody knows how far apart repeats are: run conf/fig2.yaml with repeats=5."
+_CLOSE = "At too many sizes repeats of the two are not clearly apart: run conf/fig2.yaml with repeats=5."
+_FEW = f"Fewer than {LEAST_SIZES} tensor sizes make no line to judge: run conf/fig2.yaml, which has more."
 _AIO, _POSIX = "aio", "POSIX"
 
 
@@ -42,6 +45,11 @@ class _Size:
     def behind(self) -> bool:
         """Whether the fastest repeat of aio is slower than the slowest of POSIX."""
         return _above(self.posix, self.aio)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether there is more than one repeat of either."""
+        return max(len(self.aio), len(self.posix)) > 1
 
     @property
     def ratio(self) -> float:
@@ -75,7 +83,13 @@ def _compared(run: Run, code: str, claim: str, phase: str) -> Finding:
         missing = f"No valid trial has a {phase.lower()} of the same tensor size through both aio and POSIX. "
         return untested(run, code, claim, missing + "Run conf/fig2.yaml, with workload.apis=[posix,aio].")
     slugs = own.filter(pl.col("api").is_in([_AIO, _POSIX]))["slug"].unique(maintain_order=True).to_list()
-    return finding(run, code, claim, judged, slugs, _CLOSE)
+    return finding(run, code, claim, judged, slugs, _undecided(judged))
+
+
+def _undecided(judged: Sequence[Judged]) -> str:
+    """Return what would decide the cells that cannot tell; of too few sizes their note says it."""
+    repeats = [one.repeats for one in judged if one.holds is None and not one.note]
+    return "" if not repeats else _SINGLE if max(repeats) == 1 else _CLOSE
 
 
 def _undisturbed(run: Run) -> pl.DataFrame:
@@ -104,7 +118,7 @@ def _judged(cell: str, sizes: Sequence[_Size]) -> Judged:
     behind = sum(size.behind for size in sizes)
     holds = len(winning) >= max(2, WIDE * len(sizes)) and behind < WIDE * len(sizes)
     verdict = True if holds else False if behind else None
-    few = f"Fewer than {LEAST_SIZES} tensor sizes make no line to judge." if len(sizes) < LEAST_SIZES else ""
+    few = _FEW if len(sizes) < LEAST_SIZES else ""
     numbers: dict[str, float] = {"aio ahead from (bytes)": winning[0].bytes} if winning else {}
     for size in sizes:
         for name, values in (("aio", size.aio), ("POSIX", size.posix)):
@@ -129,10 +143,15 @@ def _told(sizes: Sequence[_Size], winning: Sequence[_Size]) -> str:
     ):
         if chosen:
             ratio = span([size.ratio for size in chosen], number_text)
-            parts.append(f"{word} at {', '.join(bytes_text(size.bytes) for size in chosen)} ({ratio} times POSIX)")
+            means = "means: " if any(size.repeated for size in chosen) else ""
+            where = ", ".join(bytes_text(size.bytes) for size in chosen)
+            parts.append(f"{word} at {where} ({means}{ratio} times POSIX)")
     return ", ".join(parts)
 
 
 def _overlap(sizes: Sequence[_Size]) -> str:
-    few = any(min(len(size.aio), len(size.posix)) < LEAST_REPEATS for size in sizes)
-    return f"less than {NOISE:.0%} apart".replace("%", " %") if few else "repeats overlap"
+    """Return in words what keeps repeats from telling the two apart: the nearest of them are meant, not the means."""
+    if all(min(len(size.aio), len(size.posix)) >= LEAST_REPEATS for size in sizes):
+        return "repeats overlap"
+    nearest = "nearest repeats " if any(size.repeated for size in sizes) else ""
+    return f"{nearest}less than {NOISE:.0%} apart".replace("%", " %")

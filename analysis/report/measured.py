@@ -15,7 +15,14 @@ from analysis.profile import read_profile
 from analysis.report.table import NOTHING, Cell, Column, Link, Row, Table, amount, number
 from analysis.run import Run, Trial
 from analysis.summary import read_summary, unreadable
-from analysis.units import UNKNOWN, bytes_text, duration_text, latency_text, number_text, share_text
+from analysis.units import (
+    UNKNOWN,
+    bytes_text,
+    duration_text,
+    latency_text,
+    number_text,
+    share_text,
+)
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 #: The numbers of engines, and of the memory that trials had, as the columns of a table: group, then label by metric.
@@ -87,18 +94,34 @@ def requests_table(run: Run) -> Table:
     }
     columns = [Column(label, group, numeric=True) for group, labels in groups.items() for label in labels]
     found, silent = [], []
+    widths: set[int] = set()
     profiles, broken = _profiles(run), unreadable_trials(run)
     for trial in run.published:
         own = [row for row in profiles.get(trial.slug, ()) if row["requests"]]
         found += [Row((*_named(trial, row["op"]), *_request_cells(row)), trial.slug) for row in own]
+        widths |= {row["bin_ns"] for row in own} - {None}
         silent += [] if own or trial.slug in broken else [f"{trial.id} ({trial.tracer})"]
     after = [f"No single requests recorded: {'; '.join(silent)}."] if silent else []
     after += [
         f"Not here, because it cannot be read: {broken[one.slug]}." for one in run.published if one.slug in broken
     ]
     return Table(
-        "device", "What the device saw", _SAW if found else "", (*_TRIAL, *columns), tuple(found), tuple(after)
+        "device",
+        "What the device saw",
+        _SAW + _bins(widths) if found else "",
+        (*_TRIAL, *columns),
+        tuple(found),
+        tuple(after),
     )
+
+
+def _bins(widths: set[int]) -> str:
+    """Return what peak bandwidth is, with the width of the bins, in ns."""
+    if not widths:
+        return ""
+    told = " to ".join(dict.fromkeys(latency_text(width / 1000) for width in (min(widths), max(widths))))
+    burst = "a shorter burst counts over the whole bin"
+    return f" Peak bandwidth: that of the busiest bin, each window cut into equal bins (of {told}); {burst}."
 
 
 def profile_rows(run: Run) -> dict[str, list[dict[str, Any]]]:

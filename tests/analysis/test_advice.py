@@ -227,13 +227,28 @@ def test_tasks_that_stalled_for_io(tmp_path, seconds, fires):
     assert found is None or "For 50.0 % of the time while generating" in found.told
 
 
-@pytest.mark.parametrize(("busy", "ceiling_gib_s", "fires"), [(99, 2.0, True), (40, 2.0, False), (99, 0.2, False)])
-def test_processors_that_are_the_limit(tmp_path, busy, ceiling_gib_s, fires):
-    samples = series("cpu", "busy", busy, busy)
-    make(tmp_path, STEPS, reads(100, 16 * MIB), samples, ceiling=made_ceiling(ceiling_gib_s, 1.0))
+@pytest.mark.parametrize(
+    ("cpu_s", "ceiling_gib_s", "took_s", "fires"),
+    [(15.8, 2.0, 0.05, True), (4, 2.0, 0.05, False), (15.8, 0.2, 0.05, False), (15.8, 2.0, 0.01, False)],
+)
+def test_processors_that_are_the_limit(tmp_path, cpu_s, ceiling_gib_s, took_s, fires):
+    samples = [(1.0, "cgroup", "cpu_time", 1.0), (9.0, "cgroup", "cpu_time", 1.0 + cpu_s)]
+    requests = [
+        request_row(int((1 + place * 0.08) * S), int((1 + place * 0.08 + took_s) * S), "read", 16 * MIB)
+        for place in range(100)
+    ]
+    node = {"hostname": "h", "cpus": 2}
+    make(tmp_path, STEPS, requests, samples, ceiling=made_ceiling(ceiling_gib_s, 1.0), node=node)
     found = told(tmp_path, "busy-processors")
     assert (found is not None) is fires
-    assert found is None or "99 % busy while generating, while reads reached 9.8 %" in found.told
+    wanted = "In generation, the job's own work took 98.8 % of all processors, and while reads were in flight they"
+    assert found is None or f"{wanted} reached 15.6 %" in found.told
+
+
+def test_what_others_do_on_the_processors_is_no_advice(tmp_path):
+    requests = [request_row(place * S // 10, (place + 1) * S // 10, "read", MIB) for place in range(100)]
+    make(tmp_path, STEPS, requests, series("cpu", "busy", 99, 99), ceiling=made_ceiling(2.0, 1.0))
+    assert told(tmp_path, "busy-processors") is None
 
 
 def bytes_metric(count: float) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_the_size_from_which_aio_is_ahead_is_the_first_of_those_after_the_last_t
     found = told(make_tensors(tmp_path, speeds), "aio-loads")
     assert found.state == REPRODUCED
     assert "ahead from 4 MiB on, 2.00 times POSIX" in found.told
-    assert "behind at 1 MiB (0.667 times POSIX)" in found.told
+    assert "behind at 1 MiB (means: 0.667 times POSIX)" in found.told
 
 
 def test_aio_that_is_behind_at_most_sizes_differs(tmp_path):
@@ -104,7 +104,7 @@ def test_repeats_that_overlap_decide_nothing_whatever_their_means_are(tmp_path):
     aio = [[2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]]
     found = told(make_tensors(tmp_path, {"aio": aio, "posix": [[1.1] * 4, [1.2] * 4, [1.15] * 4]}), "aio-loads")
     assert found.state == NOT_TESTABLE
-    assert "repeats overlap at 1 MiB, 4 MiB, 16 MiB, 64 MiB (1.45 times POSIX)" in found.told
+    assert "repeats overlap at 1 MiB, 4 MiB, 16 MiB, 64 MiB (means: 1.45 times POSIX)" in found.told
     assert "repeats=5" in found.told
 
 
@@ -113,7 +113,7 @@ def test_two_repeats_are_apart_by_a_tenth_or_not_at_all(tmp_path):
     found = told(make_tensors(tmp_path, {"aio": aio, "posix": posix}), "aio-loads")
     assert found.state == DIFFERS
     assert "behind at 1 MiB" in found.told
-    assert "less than 10 % apart at 4 MiB, 16 MiB, 64 MiB" in found.told
+    assert "nearest repeats less than 10 % apart at 4 MiB, 16 MiB, 64 MiB (means: " in found.told
 
 
 def test_ahead_at_half_of_the_sizes_and_behind_at_the_other_half_differs(tmp_path):
@@ -124,7 +124,8 @@ def test_ahead_at_half_of_the_sizes_and_behind_at_the_other_half_differs(tmp_pat
 def test_one_or_two_sizes_are_no_line(tmp_path):
     found = told(make_run(tmp_path, SIZES[:2], broken=False), "aio-loads")
     assert found.state == NOT_TESTABLE
-    assert "Fewer than 3 tensor sizes make no line to judge." in found.told
+    assert "Fewer than 3 tensor sizes make no line to judge: run conf/fig2.yaml" in found.told
+    assert "At too many sizes" not in found.told
 
 
 def test_bandwidths_that_recording_stacks_disturbed_are_judged_by_nobody(tmp_path):
@@ -138,7 +139,9 @@ def test_single_repeats_within_a_tenth_decide_nothing_and_n_is_told(tmp_path):
     close = told(make_tensors(tmp_path / "close", {"aio": [[1.05] * 4], "posix": [[1.0] * 4]}), "aio-loads")
     apart = told(make_tensors(tmp_path / "apart", {"aio": [[1.15] * 4], "posix": [[1.0] * 4]}), "aio-loads")
     assert (close.state, apart.state) == (NOT_TESTABLE, REPRODUCED)
-    assert "less than 10 % apart" in close.told
+    assert "less than 10 % apart at 1 MiB, 4 MiB, 16 MiB, 64 MiB (1.05 times POSIX)" in close.told
+    assert "of one repeat nobody knows how far apart repeats are" in close.told
+    assert "nearest" not in close.told
     assert "n = 1" in apart.told
 
 

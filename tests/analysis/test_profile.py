@@ -135,20 +135,37 @@ def test_each_column_is_what_its_definition_says(
         assert row["duration_s"] == len(moments[name]) / 1e9
         assert row["iops"] == pytest.approx(wanted["requests"] / row["duration_s"])
         assert row["bandwidth_gib_s"] == pytest.approx(wanted["bytes"] / GIB / row["duration_s"])
+        peak = row["bandwidth_peak_gib_s"]
+        assert peak is None or peak >= row["bandwidth_gib_s"] * (1 - 1e-9)
 
 
-def test_bandwidth_percentiles_are_of_bins_within_the_span(tmp_path: Path) -> None:
+def test_bandwidth_percentiles_are_of_bins_that_follow_the_span(tmp_path: Path) -> None:
     ms = 1_000_000
-    done = [5, 15, 16, 25, 35, 47]  # ms; the bin is 10 ms
+    done = [5, 15, 16, 25, 35, 47]  # ms; bins of 10 ms or as little more as cuts the span evenly
     rows = [request_row(t * ms - 5, t * ms, "read", GIB // 100) for t in done]
     folder = make_trial(tmp_path / "t", rows, [phase_row("load", 8 * ms, 45 * ms)], 48 * ms)
     found = {(row["phase"], row["op"]): row for row in profile(folder)}
     whole, load = found["trial", "read"], found["load", "read"]
-    assert whole["bin_ns"] == load["bin_ns"] == 10 * ms
-    assert (whole["bandwidth_peak_gib_s"], whole["bandwidth_p50_gib_s"]) == pytest.approx((2, 1), rel=1e-6)
-    assert (load["bandwidth_peak_gib_s"], load["bandwidth_p5_gib_s"]) == pytest.approx((2, 1), rel=1e-6)
+    assert (whole["bin_ns"], load["bin_ns"]) == (12 * ms, 37 * ms // 3)
+    assert (whole["bandwidth_peak_gib_s"], whole["bandwidth_p50_gib_s"]) == pytest.approx((10 / 6, 5 / 6), rel=1e-6)
+    assert (load["bandwidth_peak_gib_s"], load["bandwidth_p5_gib_s"]) == pytest.approx((60 / 37, 30 / 37), rel=1e-6)
     assert found["load", "write"]["bandwidth_peak_gib_s"] == 0
     assert found["trial", "all"]["byte_share"] == found["trial", "read"]["byte_share"] == 1
+
+
+def test_the_peak_of_short_phases_is_not_below_their_mean(tmp_path: Path) -> None:
+    ms = 1_000_000
+    rows = [request_row(t * ms + 5, t * ms + 900_000, "read", GIB // 100) for t in (3, 20, 40, 61)]
+    told = [phase_row("load", t * ms, (t + 1) * ms) for t in (3, 20, 40, 61)]
+    late = [request_row(80 * ms + 5, 95 * ms, "write", GIB // 100)]
+    folder = make_trial(tmp_path / "t", rows + late, [*told, phase_row("store", 80 * ms, 81 * ms)], 100 * ms)
+    found = {(row["phase"], row["op"]): row for row in profile(folder)}
+    load, store = found["load", "read"], found["store", "write"]
+    assert load["bin_ns"] == 4 * ms
+    assert load["bandwidth_peak_gib_s"] == pytest.approx(load["bandwidth_gib_s"]) == pytest.approx(10, rel=1e-6)
+    assert store["bandwidth_gib_s"] > 0
+    assert store["bandwidth_peak_gib_s"] is store["bandwidth_p50_gib_s"] is store["bin_ns"] is None
+    assert found["trial", "write"]["bandwidth_peak_gib_s"] == pytest.approx(1, rel=1e-6)
 
 
 def test_issues_alone_count_bytes_and_know_no_latency_depth_or_busy_time(tmp_path: Path) -> None:
