@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sweep import cli, config
 from sweep.definition import Sweep
 from sweep.errors import ConfigError
+from sweep.options import Options
 from sweep.plan import Grid
 from sweep.selection import Selection
 
@@ -173,3 +174,22 @@ def test_the_options_that_select_the_same_again() -> None:
     args = cli.parser().parse_intermixed_args(["x.yaml", *selection.argv()])
     assert Selection(tuple(args.only), tuple(args.trial)) == selection
     assert json.loads(json.dumps(selection.to_json())) == {"only": ["a == 1", "b == 2"], "trials": ["rep=1"]}
+
+
+@pytest.mark.parametrize(
+    ("given_", "again"),
+    [
+        ("workload.env.HF_TOKEN=hf_x", "'workload.env.HF_TOKEN=${oc.env:HF_TOKEN}' --resume"),
+        ("workload.env.HF_TOKEN=${oc.env:MINE}", "'workload.env.HF_TOKEN=${oc.env:MINE}' --resume"),
+        ("workload.env.A=1", "workload.env.A=1 --resume"),
+        ("workload.env.my-token=x", "'workload.env.my-token=***' --resume  # *** is a secret: write it again"),
+        (
+            "workload.env={HF_TOKEN: hf_x}",
+            """'workload.env={"HF_TOKEN": "***"}' --resume  # *** is a secret: write it again""",
+        ),
+        ("workload.env.MODE=***", "'workload.env.MODE=***' --resume"),
+    ],
+)
+def test_the_command_that_goes_on_sets_no_secret_to_stars(tmp_path: Path, given_: str, again: str) -> None:
+    options = Options(Path("results"), argv=("x.yaml", given_))
+    assert options.again(tmp_path / "latest") == f"python -m sweep x.yaml {again}"
