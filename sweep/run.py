@@ -100,8 +100,7 @@ class _Run:
         placements = Placements(nodes)
         resumed = self._resumed(placements) if self.options.resume else None
         fit(self.sweep, self.plan, placements)
-        for text, ids in by_reason(self.plan.skipped).items():
-            print(printable(f"left out: {few(ids)}: {text}"))
+        self._tell_what_runs(resumed)
         finished = resumed.records() if resumed else {}
         actor = self._opened(nodes, resumed)
         policy = Policy(
@@ -125,15 +124,20 @@ class _Run:
         return conclude(scheduler.records, ended)
 
     def _resumed(self, placements: Placements) -> Decisions:
-        """Decide what of an earlier run is good, tell it, and leave out of the plan what is not worth running."""
+        """Decide what of an earlier run is good, and leave out of the plan what is not worth running."""
         if self.options.address:
             home.check_at_head(cluster.head_address(), self.sweep.shared)
         ask = ask_through_ray if self.options.address else ask_here
         decisions = Decisions(self.plan, placements, Past(self.folder), ask)
-        lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in decisions.told())]
-        print(printable("\n".join(lines)), flush=True)
         self.plan.select(decisions.wanted())
         return decisions
+
+    def _tell_what_runs(self, resumed: Decisions | None) -> None:
+        if resumed:
+            lines = [f"going on with {shown(self.folder)}", *(f"  {line}" for line in resumed.told())]
+            print(printable("\n".join(lines)), flush=True)
+        for text, ids in by_reason(self.plan.skipped).items():
+            print(printable(f"left out: {few(ids)}: {text}"))
 
     def _opened(self, nodes: Sequence[Node], resumed: Decisions | None) -> Any:
         """Start the analysis actor, make the run's folder, or open it again, and return the actor."""
