@@ -42,12 +42,15 @@ PROFILE = (
     *("interarrival_p50_us", "interarrival_p99_us", "sequential_share", "seek_p50_bytes", "seek_p99_bytes"),
     *("footprint_bytes", "accesses_mean", "busy_share", "byte_share", "request_share", "ceiling_share"),
     *("expected_bytes", "expected_share", "gpu_busy_share", "io_stalled_s", "io_stalled_share", "iowait_share"),
+    "job_cpu_share",
 )
 #: Names that a job or a workload makes up; only a run can tell whether it has them.
 OWN = ("metric.", "role.")
 
 _WORDS = {"d2c": "latency", "gpu": "GPU", "kv": "KV", "oom": "OOM", "iops": "IOPS", "p999": "p99.9", "p9999": "p99.99"}
-_WORDS |= {"interarrival": "inter-arrival time", "io": "I/O", "iowait": "time of CPUs waiting for I/O"}
+_WORDS |= {"cpu": "CPU", "interarrival": "inter-arrival time", "io": "I/O", "iowait": "time of CPUs waiting for I/O"}
+#: No more measures than these are told where none is near.
+_MOST_NAMES = 8
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
@@ -126,9 +129,16 @@ def _check(name: str, known: Sequence[str], prefix: str) -> None:
     near = difflib.get_close_matches(name, known, 3, 0.5)
     elsewhere = [f"read.{one}" for one in difflib.get_close_matches(name, PROFILE, 1, 0.8)] if not prefix else []
     nearest = [*elsewhere, *(prefix + one for one in near)]
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"valid: {', '.join(prefix + one for one in known)}"
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else _some(known, prefix)
     own = "" if prefix else " (what a job reports under a name of its own: metric.NAME)"
     raise AnalysisError(f"no measure {prefix + name!r}; {hint}{own}")
+
+
+def _some(known: Sequence[str], prefix: str) -> str:
+    """Return a few of the measures, and where all of them are."""
+    page = "metrics" if prefix else "figures"
+    more = f" and {len(known) - _MOST_NAMES} more (docs/{page}.md)" if len(known) > _MOST_NAMES else ""
+    return f"valid: {', '.join(prefix + one for one in known[:_MOST_NAMES])}{more}"
 
 
 def _unit(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import glob
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,6 +162,12 @@ class Run:
         there = {trial.slug for trial in self.published}
         return [entry for entry in self.plan if entry.get("slug") not in there]
 
+    def superseded(self, slug: str) -> list[Trial]:
+        """Return the trials of this slug that were set aside when the run was gone on with, from the earliest."""
+        folders = (self.path / "superseded").glob(f"{glob.escape(slug)}-*")
+        found = [load_trial(folder) for folder in folders if (folder / "trial.json").is_file()]
+        return sorted(found, key=lambda trial: str(trial.record.get("ended")))
+
     def trial(self, name: str | Trial) -> Trial:
         """Return the trial with this id or slug; a warm-up too."""
         if isinstance(name, Trial):
@@ -259,7 +267,9 @@ def load_run(path: str | Path) -> Run:
     """Open a run folder, or the latest run of a sweep folder (`results/<sweep>`)."""
     folder = Path(path)
     if not folder.is_dir():
-        raise AnalysisError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
+        raise AnalysisError(
+            f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder{_near(folder)}"
+        )
     if (folder / "run.json").is_file():
         return Run(folder)
     latest = folder / "latest"
@@ -269,6 +279,16 @@ def load_run(path: str | Path) -> Run:
     if not runs:
         raise AnalysisError(f"{folder}: neither a run (no run.json in it) nor a sweep folder with runs")
     return Run(max(runs, key=lambda run: (run.name, run.stat().st_mtime)))
+
+
+def _near(folder: Path) -> str:
+    """Return the hint that ends a message on a folder that is not there: one beside it whose name is alike."""
+    try:
+        beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(folder.name, beside, n=1)
+    return f"; did you mean {folder.parent / near[0]}?" if near else ""
 
 
 def load_trial(path: str | Path) -> Trial:

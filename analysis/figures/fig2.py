@@ -249,7 +249,8 @@ def _tooltip() -> list[alt.Tooltip]:
 def _subtitle(run: Run, repeats: pl.DataFrame) -> list[str]:
     counts = sorted(spread(repeats)["n"].unique().to_list())
     n = f"n = {_span(counts)}"
-    each = f"total bytes / total time over {_span(sorted(repeats['loops'].unique().to_list()))} loops"
+    loops = sorted(repeats["loops"].unique().to_list())
+    each = f"total bytes / total time over {_span(loops)} loop{'' if loops[-1] == 1 else 's'}"
     if counts[-1] > 1:
         shown = f"Lines: mean of {n} repeats; bars: least to greatest; small marks: single repeats ({each})."
     else:

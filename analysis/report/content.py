@@ -113,16 +113,15 @@ def _facts(run: Run) -> tuple[Fact, ...]:
     dirty = " with uncommitted changes" if isinstance(git, Mapping) and git.get("dirty") else ""
     commit = f"commit {told(git.get('commit'))[:12]}{dirty}" if isinstance(git, Mapping) else "not in git"
     versions = record.get("versions") or {}
-    took = duration_text(seconds(record.get("started"), record.get("ended"))) if record.get("ended") else "not ended"
     imported = record.get("import")
     left = imported.get("left") if isinstance(imported, Mapping) else None
     unused = [f"{told(one.get('file'))} ({told(one.get('reason'))})" for one in left or () if isinstance(one, Mapping)]
     return (
-        Fact("Command", command(argv) if argv else UNKNOWN, True),
+        Fact("Begun with" if record.get("resumed") else "Command", command(argv) if argv else UNKNOWN, True),
         Fact("In folder", told(record.get("cwd")), True),
         Fact("By", f"{told(record.get('user'))} on {told(record.get('host'))}"),
         Fact("Started", moment(record.get("started"))),
-        *([] if imported else [Fact("Took", took)]),
+        *([] if imported else [Fact("Took", _took(record))]),
         Fact("State", told(record.get("state"))),
         *([] if imported else [Fact("Code", commit)]),
         Fact("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
@@ -131,16 +130,37 @@ def _facts(run: Run) -> tuple[Fact, ...]:
     )
 
 
+def _sessions(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return how a run was gone on with, each time."""
+    return [one for one in record.get("resumed") or [] if isinstance(one, Mapping)]
+
+
+def _took(record: Mapping[str, Any]) -> str:
+    """Return how long a run took, without the time between its sessions."""
+    if not record.get("ended"):
+        return "not ended"
+    sessions = _sessions(record)
+    if not sessions:
+        return duration_text(seconds(record.get("started"), record["ended"]))
+    before = [one.get("before") for one in sessions]
+    ends = [*(one.get("ended") if isinstance(one, Mapping) else None for one in before), record["ended"]]
+    begins = [record.get("started"), *(one.get("started") for one in sessions)]
+    took = [seconds(begin, end) for begin, end in zip(begins, ends, strict=True)]
+    known = [one for one in took if one is not None]
+    lost = f", of which {len(took) - len(known)} did not tell when it ended" if len(known) < len(took) else ""
+    return f"{duration_text(sum(known) if known else None)} in {count_text(len(took), 'session')}{lost}"
+
+
 def _besides(run: Run) -> Iterator[Fact]:
     """Yield what belongs to the run beside the trials that count."""
     states = [trial.state for trial in run.warmups]
     if states:
         counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
         yield Fact("Warm-ups", f"{count_text(len(states), 'trial')} run first and not counted: {counts}")
-    sessions = [one for one in run.record.get("resumed") or [] if isinstance(one, Mapping)]
-    for one in sessions[-_MOST_LEFT_OUT:]:
-        kept = f"{count_text(int(one.get('reused') or 0), 'trial')} kept"
-        yield Fact("Gone on with", f"{moment(one.get('started'))} on {told(one.get('host'))}: {kept}")
+    for one in _sessions(run.record)[-_MOST_LEFT_OUT:]:
+        kept = f"{count_text(int(one.get('reused') or 0), 'trial')} kept, {int(one.get('aside') or 0)} set aside"
+        yield Fact("Gone on with", command(one.get("argv")), True)
+        yield Fact("Then", f"{moment(one.get('started'))} on {told(one.get('host'))}: {kept}")
     merged = [one for one in run.record.get("merged") or [] if isinstance(one, Mapping)]
     if merged:
         parts = [f"{told(one.get('run_id'))} ({count_text(int(one.get('trials') or 0), 'trial')})" for one in merged]
@@ -158,7 +178,8 @@ def _besides(run: Run) -> Iterator[Fact]:
 
 def _tally(run: Run) -> dict[str, int]:
     states = [trial.state for trial in run.published]
-    return {state: states.count(state) for state in STATES} | {MISSING: len(run.missing)}
+    counts = {state: states.count(state) for state in STATES}
+    return counts | ({MISSING: len(run.missing)} if run.missing else {})
 
 
 def _trials(run: Run, parts: Sequence[TrialPart]) -> Table:
@@ -172,9 +193,18 @@ def _trials(run: Run, parts: Sequence[TrialPart]) -> Table:
     rows = [_row(one) for one in parts]
     for entry in run.missing:
         blank = (Cell(""),) * (len(columns) - 2)
-        missing = Cell(MISSING, kind="verdict", hint="planned, no result")
+        missing = Cell(MISSING, kind="verdict", hint=_missing(run, told(entry.get("slug"))))
         rows.append(Row((Cell(told(entry.get("id"))), missing, *blank), f"missing {told(entry.get('slug'))}"))
     return Table("trials", "Trials", _TRIALS if rows else "No trial has finished.", columns, tuple(rows))
+
+
+def _missing(run: Run, slug: str) -> str:
+    """Return in words that a trial has no result, and where that of an earlier session is."""
+    before = run.superseded(slug)
+    if not before:
+        return "planned, no result"
+    last = before[-1]
+    return f"planned, no result; its {last.state} one of an earlier session is in superseded/{last.path.name}"
 
 
 def _row(part: TrialPart) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import provenance
@@ -11,6 +11,8 @@ from analysis.report.words import told
 from analysis.run import Run
 from analysis.units import UNKNOWN, bytes_text, count_text
 
+#: Beneath these lie mounts of namespaces, of containers and of jobs.
+_PASSING = ("/run/netns", "/run/docker", "/run/user", "/dev/shm/", "/proc/", "/sys/")
 _DRIVES = (
     "The drives that the trials' requests ended on, as they tell of themselves. Temperature: when the first trial "
     "began and when the last one ended."
@@ -58,7 +60,7 @@ def _node(node: Mapping[str, Any], packages: Mapping[str, Any]) -> dict[str, str
         "CPU": told(node.get("cpu")) + cpus,
         "Memory": bytes_text(node.get("memory_bytes")),
         "GPU": "; ".join(filter(None, [has, provenance.gpu_places(node)])),
-        "Drives": UNKNOWN if drives is None else "; ".join(_drive(drive) for drive in drives) or "none",
+        "Drives": UNKNOWN if drives is None else "; ".join(_drive(drive) for drive in _apart(drives)) or "none",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN,
         "Lacks": "; ".join(f"{what}: {why}" for what, why in missing.items()) if isinstance(missing, dict) else "",
     }
@@ -69,6 +71,17 @@ def _named(thing: Any) -> str:
         return str(thing)
     size = thing.get("memory_bytes")
     return told(thing.get("name")) + (f" ({bytes_text(size)})" if isinstance(size, int) else "")
+
+
+def _apart(drives: Sequence[Any]) -> list[Any]:
+    """Return the drives without mounts that the system and running jobs made, and without second mounts of one."""
+    found: dict[Any, Any] = {}
+    for place, drive in enumerate(drives):
+        if not isinstance(drive, Mapping):
+            found[place] = drive
+        elif not str(drive.get("path") or "").startswith(_PASSING):
+            found.setdefault((drive.get("name"), drive.get("free_bytes")), drive)
+    return list(found.values())
 
 
 def _drive(drive: Any) -> str:

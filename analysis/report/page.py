@@ -12,7 +12,6 @@ from analysis.figures import Drawn
 from analysis.figures.cells import varying
 from analysis.figures.theme import ALARM, INK
 from analysis.report.content import MISSING, Content
-from analysis.run import STATES
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 _SIGNS = {"valid": "✓", "invalid": "!", "failed": "✕", MISSING: "–"}
@@ -31,7 +30,6 @@ def render(content: Content) -> str:
     return environment.get_template("report.html.j2").render(
         content=content,
         run=content.run,
-        states=(*STATES, MISSING),
         signs=_SIGNS,
         script=(_TEMPLATES / "report.js").read_text(encoding="utf-8"),
         filters=vega.json_for_script(_filters(content)),

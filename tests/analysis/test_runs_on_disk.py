@@ -84,7 +84,9 @@ def test_a_sweep_folder_opens_its_latest_run(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_run_get_one_line(tmp_path: Path) -> None:
-    cases = {tmp_path / "absent": "no such folder", tmp_path: "neither a run"}
+    (tmp_path / "small").mkdir()
+    near = f"smal: no such folder; did you mean {tmp_path}/small"
+    cases = {tmp_path / "absent": "no such folder", tmp_path / "smal": near, tmp_path: "neither a run"}
     (tmp_path / "file").write_text("x")
     cases[tmp_path / "file"] = "not a folder"
     for content, message in {
