@@ -446,15 +446,28 @@ def _seed(source: str, told: Mapping[str, Any]) -> int | None:
     return random.randrange(1 << 32) if wanted and told["seed"] is None else told["seed"]
 
 
+#: The figure that is of ceilings alone.
+_ROOFLINE = "roofline"
+
+
 def _chosen_figures(sweep: Sweep, figures: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the figures that the sweep states, or those that suit its first cell."""
-    if figures is not None:
-        return tuple(figures)
+    """Return the figures that the sweep states, or those that suit its first cell; not what draws a ceiling where
+    none is to be measured."""
+    config = None if figures is not None and _ROOFLINE not in figures else _first_config(sweep)
+    if config is None:
+        return tuple(figures or ())
+    found = _figures(config["workload"], sweep.axes) if figures is None else figures
+    unmeasured = config["ceiling"]["enabled"] is False  # of all cells: it is no axis
+    return tuple(name for name in found if not (unmeasured and name == _ROOFLINE))
+
+
+def _first_config(sweep: Sweep) -> dict[str, Any] | None:
+    """Return the configuration of the first cell that is possible, None where none is."""
     cells = Cells(sweep)
     for places in cells.places():
         with suppress(*([ImpossibleError] if sweep.on_impossible is OnImpossible.skip else [])):
-            return _figures(cells.config(places)["workload"], sweep.axes)
-    return ()
+            return cells.config(places)
+    return None
 
 
 def _check_figures(sweep: Sweep) -> None:

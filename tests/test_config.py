@@ -512,6 +512,13 @@ def test_figures_suit_all_cells(file: Any) -> None:
         Grid(bad)
 
 
+@pytest.mark.parametrize("stated", [{}, {"figures": ["fig2", "roofline"]}])
+def test_no_roofline_where_no_ceiling_is_measured(file: Any, stated: dict[str, Any]) -> None:
+    assert "roofline" in load(file(**stated)).figures
+    without = load(file(ceiling={"enabled": False}, **stated)).figures
+    assert without == ("fig2",)
+
+
 def test_every_key_is_documented() -> None:
     rows = {**dict(documented(Definition)), **dict(documented(tensor_io.Config, "workload."))}
     sections = {*SECTIONS, "data"}
