@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sweep import authentication, interrupt, membership, session, settings
@@ -17,6 +18,7 @@ from tasks.state import state_dir
 from tasks.text import printable
 
 _CONNECT_LIMIT_S = 5.0
+_AUTO = "auto"
 _HEAD_HINT = "start one with: python -m sweep.node --head"
 
 
@@ -58,13 +60,31 @@ def connected(address: str) -> Iterator[None]:
     """Hold a connection to the cluster at `address`; raise ClusterError where it cannot be reached or refuses."""
     check_reachable(address)
     token = authentication.known_token()
-    if address != "auto":
+    if address == _AUTO:
+        os.environ |= _agreed_with_found(address := _found(), token)
+    else:
         os.environ |= authentication.agreed(address, token)
-    elif token:
-        # Ray finds the address by itself. A head that has a token demands it; a driver sends it only when told to.
-        os.environ |= authentication.with_token(token)
     with _ray(f"--address {address}: no Ray cluster answers", address=address):
         yield
+
+
+def _found() -> str:
+    """Return the address of a cluster of this machine: RAY_ADDRESS, that of the last `ray start`, or of any head."""
+    from ray._private import services
+
+    try:
+        return str(services.get_ray_address_from_environment(_AUTO, None))
+    except ConnectionError:
+        raise ClusterError(f"--address auto: no Ray cluster runs on this machine\n  {_HEAD_HINT}") from None
+
+
+def _agreed_with_found(address: str, token: Path | None) -> dict[str, str]:
+    try:
+        check_reachable(address)
+        return authentication.agreed(address, token)
+    except ClusterError as e:
+        hint = "if another cluster is meant, name its head: --address HOST:PORT"
+        raise ClusterError(f"--address auto: found {address}, but {e}\n  {hint}") from None
 
 
 def head_address() -> str:
@@ -100,7 +120,7 @@ def _ray(trouble: str, **options: Any) -> Iterator[Any]:
 
 def check_reachable(address: str) -> None:
     """Refuse within seconds an address that nothing listens on: Ray would try it for minutes."""
-    if address == "auto":
+    if address == _AUTO:
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
