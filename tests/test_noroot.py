@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks import async_io
+from tasks.cache import cache_dir
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.ray]
 
@@ -43,7 +44,7 @@ def user(tmp_path_factory: pytest.TempPathFactory):
     home.mkdir(mode=0o755)
     cache = home / "cache"
     if async_io.is_built():
-        shutil.copytree(async_io._cache("async_io"), cache / "async_io")
+        shutil.copytree(cache_dir("async_io"), cache / "async_io")
     for path in [home, *home.rglob("*")]:
         os.chown(path, NOBODY, NOBODY)
     environment = {

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
         (["a.yaml", "n=1"], ["a.yaml", "n=1", "--resume"]),
         (["a.yaml", "--fail-fast", "n=1"], ["a.yaml", "n=1", "--resume"]),
         (["--max-failures", "3", "a.yaml", "--max-failures=2"], ["a.yaml", "--resume"]),
-        (["a.yaml", "workload.env.HF_TOKEN=x"], ["a.yaml", "workload.env.HF_TOKEN=***", "--resume"]),
+        (["a.yaml", "workload.env.HF_TOKEN=x"], ["a.yaml", "workload.env.HF_TOKEN=${oc.env:HF_TOKEN}", "--resume"]),
     ],
 )
 def test_what_stopped_a_run_does_not_stop_it_again(folder: Path, argv: list[str], again: list[str]) -> None:
