@@ -90,7 +90,7 @@ def planned(folder: Path, trials: int) -> tuple[Any, Any]:
         "storage": {"kind": "directory", "path": "/mnt/drive"},
         "grid": {
             "storage.fs": ["ext4", "xfs"],
-            "workload.sizes": [[s] for s in sizes],
+            "workload.sizes": sizes,
             "workload.queue_depth": [1, 32],
         },
         "repeats": trials // 400,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ def local(node: Node) -> Iterator[list[Node]]:
     """Run Ray on this machine, on loopback and with a token, and provide its one node; end all of Ray afterwards."""
     # Ray's own default is a file in the home folder that every user of the machine may read.
     token = authentication.make_token(state_dir() / "local-token")
-    os.environ |= settings.LOOPBACK | authentication.with_token(token)
     with (
+        _environment(settings.LOOPBACK | authentication.with_token(token)),
         session.folder() as folder,
         _ray(
             "Ray does not start on this machine",
@@ -46,6 +46,21 @@ def local(node: Node) -> Iterator[list[Node]]:
         ) as ray,
     ):
         yield [Node(node.offer, ray.nodes()[0]["NodeID"])]
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the body runs: a Ray that this process starts later is another one."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
