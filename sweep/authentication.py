@@ -75,7 +75,7 @@ def make_token(file: Path) -> Path:
 
 
 def checked(file: Path) -> Path:
-    """Return the token's file; raise ClusterError where it is missing, empty, or others may read it."""
+    """Return the token's file; raise ClusterError where it is missing, empty, or others may read one of ours."""
     try:
         found = file.stat()
         text = file.read_text().strip()
@@ -83,7 +83,8 @@ def checked(file: Path) -> Path:
         why = e.strerror if isinstance(e, OSError) else "is no text"
         where = "copy it from the head, which says where it lies, or name another with --token-file"
         raise ClusterError(f"no token of the cluster in {file}: {why}\n  {where}") from None
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    # Ray makes its own file so that others may read it, and uses it like that: whoever started Ray by itself has it.
+    if stat.S_IMODE(found.st_mode) & 0o077 and file != _rays_own():
         raise ClusterError(f"others than its owner may read the token {file}\n  chmod 600 {file}")
     if not text:
         raise ClusterError(f"the token {file} is empty: copy it again from the head")
@@ -93,8 +94,12 @@ def checked(file: Path) -> Path:
 def known_token() -> Path | None:
     """Return the token's file that a driver uses: the environment's, the cluster's here, or Ray's own; None: none."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    choices = [Path(named)] if named else [token_file(), Path.home() / ".ray" / "auth_token"]
+    choices = [Path(named)] if named else [token_file(), _rays_own()]
     return next((file for file in choices if os.access(file, os.R_OK)), None)
+
+
+def _rays_own() -> Path:
+    return Path.home() / ".ray" / "auth_token"
 
 
 def with_token(file: Path) -> dict[str, str]:
