@@ -39,12 +39,9 @@ class AnalysisActor:
         """See `RunStore.meet`."""
         self._store.meet(node)
 
-    def expect(self, slug: str, token: str) -> None:
-        """See `RunStore.expect`."""
+    def expect(self, slug: str, token: str) -> dict[str, Any] | None:
+        """Expect an attempt, see `RunStore.expect`, and return where its files go, see `RunStore.home`."""
         self._store.expect(slug, token)
-
-    def home(self) -> dict[str, Any] | None:
-        """See `RunStore.home`."""
         return self._store.home()
 
     def declare(self, slug: str, token: str, files: Sequence[Mapping[str, Any]]) -> None:
@@ -57,9 +54,16 @@ class AnalysisActor:
         self._store.receive(slug, token, name, offset, piece)
 
     @ray.method(concurrency_group="publications")  # type: ignore[untyped-decorator]
-    def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
+    def publish(
+        self,
+        slug: str,
+        token: str,
+        record: Mapping[str, Any],
+        files: Sequence[Mapping[str, Any]],
+        pieces: Sequence[tuple[str, int, bytes]] = (),
+    ) -> None:
         """See `RunStore.publish`."""
-        self._store.publish(slug, token, record, files)
+        self._store.publish(slug, token, record, files, pieces)
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:
         """See `RunStore.published`."""

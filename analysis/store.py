@@ -208,13 +208,23 @@ class RunStore:
         with self._guard:
             incoming.received_bytes = min(incoming.received_bytes + len(piece), incoming.size_bytes)
 
-    def publish(self, slug: str, token: str, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> None:
+    def publish(
+        self,
+        slug: str,
+        token: str,
+        record: Mapping[str, Any],
+        files: Sequence[Mapping[str, Any]],
+        pieces: Sequence[tuple[str, int, bytes]] = (),
+    ) -> None:
         """Check the received files, publish the trial, take its rows into the summary.
 
-        The folder appears at once, with `trial.json` in it; what an earlier attempt published moves to `superseded/`.
+        `pieces` are those of the files that come with it: name, offset, bytes. The folder appears at once, with
+        `trial.json` in it; what an earlier attempt published moves to `superseded/`.
         """
         text = record_text(slug, record)
         self.declare(slug, token, files)
+        for piece in pieces:
+            self.receive(slug, token, *piece)
         folder, final = self._folder(slug, token), self._path / "trials" / slug
         with self._telling_when_full():
             if self._mirror:

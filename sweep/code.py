@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,12 @@ import analysis
 import tasks
 from tasks.errors import TaskError
 from tasks.workloads import WORKLOADS
+
+#: A file changed less than this ago is read again, whatever its inode says.
+_FRESH_NS = 2_000_000_000
+
+#: What files were when they were last read: what their inodes said, and their hashes.
+_seen: dict[Path, tuple[tuple[int, ...] | None, str]] = {}
 
 #: Folders whose files can belong to single workloads.
 _OWNED = ("tasks/workloads/", "tasks/jobs/")
@@ -53,13 +60,13 @@ def digest_of(config: Mapping[str, Any]) -> str:
 def check_unchanged(config: Mapping[str, Any], planned: str) -> None:
     """Raise TaskError where the files that a trial depends on are not those of its plan, on this machine, now.
 
-    They are read again each time, a millisecond or two: scripts start from the disk, whatever was imported long ago.
+    They are looked at again each time: scripts start from the disk, whatever was imported long ago.
     """
     kind, stacks = config["workload"]["kind"], bool(config["trace"].get("stacks"))
     # Either will do: the plan may have said `auto` where the node has settled for another tracer.
     known = {path: told for bpftrace in (True, False) for path, told in _code(kind, bpftrace, stacks).items()}
     places = _files() | _foreign_file(kind)
-    now = {path: _hash(places[path]) for path in known}
+    now = {path: _hash_now(places[path]) for path in known}
     if any(
         digest({path: now[path] for path in _code(kind, bpftrace, stacks)}) == planned for bpftrace in (True, False)
     ):
@@ -138,6 +145,22 @@ def _hash(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     except FileNotFoundError:
         return "(none)"
+
+
+def _hash_now(file: Path) -> str:
+    """Return a file's hash as it is now; what it was where its inode says that nothing was written since."""
+    try:
+        told = file.stat()
+    except FileNotFoundError:
+        return _hash(file)
+    key = (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
+    known = _seen.get(file)
+    if known is None or known[0] != key:
+        # Written a moment ago, it may be written again within the clock's tick, and look the same.
+        fresh = time.time_ns() - told.st_ctime_ns < _FRESH_NS
+        known = (None if fresh else key, _hash(file))
+        _seen[file] = known
+    return known[1]
 
 
 @cache

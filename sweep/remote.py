@@ -24,6 +24,9 @@ from tasks.spec import TrialSpec
 _PIECE_BYTES = 8 << 20
 _PIECES_UNDER_WAY = 2
 
+#: Files of no more bytes than this in all go with the word that publishes them.
+_SMALL_BYTES = 1 << 20
+
 #: How often to say that an attempt lives while the actor works on it.
 _SIGN_OF_LIFE_S = 10.0
 
@@ -40,8 +43,11 @@ def probe() -> dict[str, Any]:
     }
 
 
-def submit(spec: TrialSpec, placement: Placement, actor: Any, expected: Any) -> Any:
-    """Start an attempt where it belongs, once `expected` is done, and return the reference to its answer."""
+def submit(spec: TrialSpec, placement: Placement, actor: Any, home: Any) -> Any:
+    """Start an attempt where it belongs and return the reference to its answer.
+
+    `home` is the reference to what the actor answers when it is told to expect the attempt: it is waited for.
+    """
     assert placement.node.ray_id is not None
     task = _attempt().options(
         num_cpus=0,
@@ -50,7 +56,7 @@ def submit(spec: TrialSpec, placement: Placement, actor: Any, expected: Any) -> 
         max_retries=0,
         scheduling_strategy=pinned(placement.node.ray_id),
     )
-    return task.remote(spec, actor, expected)
+    return task.remote(spec, actor, home)
 
 
 @cache
@@ -59,11 +65,11 @@ def _attempt() -> Any:
     return ray.remote(max_calls=0)(run_attempt)
 
 
-def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
+def run_attempt(spec: TrialSpec, actor: Any, home: Mapping[str, Any] | None) -> dict[str, Any]:
     """Run one attempt, publish it through `actor`, and return its record with the end of its log.
 
-    `expected` says that the actor knows of the attempt: Ray starts this once it has it. Raises TaskError where the code
-    is not, or not any more, what the trial was planned with: its record would tell of code that did not run.
+    `home` is that of `RunStore.home`. Raises TaskError where the code is not, or not any more, what the trial was
+    planned with: its record would tell of code that did not run.
     """
 
     def announce(text: str) -> None:
@@ -72,7 +78,7 @@ def run_attempt(spec: TrialSpec, actor: Any, expected: None) -> dict[str, Any]:
     announce("starting")
     for problem in lease.reap():
         announce(f"an earlier attempt's leftover cannot be removed: {problem}")
-    if home := _answer(actor.home.remote()):
+    if home:
         delivery.check(home, spec.token)
     check_unchanged(spec.config, spec.fingerprint["plan"]["code"])
     with launched(spec, announce) as outcome:
@@ -92,12 +98,17 @@ def deliver(
 
     The files go through Ray, or to the `home` that all nodes share with the head, see `RunStore.home`.
     """
-    _answer(actor.declare.remote(spec.slug, spec.token, outcome.files))
-    if home:
-        delivery.put(home, spec, outcome, lambda: announce("sending the trace"))
+    trial = (spec.slug, spec.token)
+    pieces: list[tuple[str, int, bytes]] = []
+    if not home and sum(file["size_bytes"] for file in outcome.files) <= _SMALL_BYTES:
+        pieces = [(file["name"], *piece) for file in outcome.files for piece in _pieces(outcome.folder / file["name"])]
     else:
-        _send(spec, outcome, actor, announce)
-    _wait(actor.publish.remote(spec.slug, spec.token, outcome.record, outcome.files), announce, "analysis")
+        _answer(actor.declare.remote(*trial, outcome.files))
+        if home:
+            delivery.put(home, spec, outcome, lambda: announce("sending the trace"))
+        else:
+            _send(spec, outcome, actor, announce)
+    _wait(actor.publish.remote(*trial, outcome.record, outcome.files, pieces), announce, "analysis")
 
 
 def _send(spec: TrialSpec, outcome: Outcome, actor: Any, announce: Callable[[str], None]) -> None:

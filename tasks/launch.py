@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from tasks.errors import TaskError
+from tasks.request import Request
 from tasks.spec import TrialSpec
 from tasks.state import state_dir
-from tasks.supervisor import Request
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,26 +48,24 @@ def launched(spec: TrialSpec, announce: Callable[[str], None]) -> Iterator[Outco
     Raises TaskError where the trial's process died. Leaving early, by an exception too, stops the attempt and waits
     until it is cleaned up; if this process is killed, the supervisor cleans up by itself.
     """
-    with _supervisor() as (orders, events):
-        orders.write(json.dumps(spec.to_json()).encode() + b"\n")
-        orders.flush()
+    with _supervisor(spec) as events:
         yield _outcome(events, announce)
 
 
 @contextmanager
-def _supervisor() -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Start a supervisor and provide its standard input and output; at the end, wait until it has cleaned up."""
+def _supervisor(spec: TrialSpec) -> Iterator[BinaryIO]:
+    """Start a supervisor of one attempt and provide its standard output; at the end, wait until it has cleaned up."""
     ours, theirs = os.pipe(), os.pipe()
     with open(ours[1], "wb") as orders, open(theirs[0], "rb") as events:
         # Not this process's standard error: a Ray worker's log, and who clears a dead Ray ends whoever has that open.
         with _log() as errors:
             try:
-                _send(Request(os.environ, (ours[0], theirs[1], errors.fileno())))
+                _send(Request(os.environ, (ours[0], theirs[1], errors.fileno()), spec.to_json()))
             finally:
                 os.close(ours[0])
                 os.close(theirs[1])
         try:
-            yield orders, events
+            yield events
         finally:
             orders.close()
             events.read()  # its end: nothing of the attempt is left

@@ -104,9 +104,13 @@ class Lease:
         corner.folder.mkdir()
         return corner
 
-    def clean(self) -> list[str]:
-        """End the attempt's processes, undo what is still held, remove the lease; return what could not be undone."""
-        end_processes(self.token)
+    def clean(self, alone: bool = False) -> list[str]:
+        """End the attempt's processes, undo what is still held, remove the lease; return what could not be undone.
+
+        `alone` says that its processes have ended.
+        """
+        if not alone:
+            end_processes(self.token)
         problems: list[str] = []
         for entry in reversed(list(self._held)):
             if problems and entry["kind"] in ("loop", "folder"):

@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 #: One folder per btrfs that is mounted; `devices/` in it has a link to each of its devices.
@@ -46,11 +47,12 @@ class Mount:
 
 def mounts() -> list[Mount]:
     """Return this process's mounts, in mount order."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    return list(parse_mountinfo(Path("/proc/self/mountinfo").read_text(errors="surrogateescape")))
 
 
-def parse_mountinfo(text: str) -> list[Mount]:
-    """Return the mounts that `text` lists."""
+@lru_cache(maxsize=4)
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """Return the mounts that `text` lists; asked often, while it seldom changes."""
     found = []
     # By newline and space only: the kernel leaves other white space in names as it is.
     for line in filter(None, text.split("\n")):
@@ -58,7 +60,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
         _, _, dev, _, path, options = left.split(" ")[:6]
         fs, source, super_options = right.split(" ", 2)
         found.append(Mount(_unescape(path), dev, fs, _unescape(source), f"{options},{super_options}"))
-    return found
+    return tuple(found)
 
 
 def _unescape(text: str) -> str:
@@ -67,7 +69,7 @@ def _unescape(text: str) -> str:
     return text
 
 
-def mount_of(path: str | os.PathLike[str], among: list[Mount] | None = None) -> Mount:
+def mount_of(path: str | os.PathLike[str], among: Sequence[Mount] | None = None) -> Mount:
     """Return the mount that `path` lies on: the last one whose folder is the longest prefix of it."""
     real = os.path.realpath(path)
     holding = [m for m in among or mounts() if real == m.path or real.startswith(m.path.rstrip("/") + "/")]

@@ -34,6 +34,13 @@ def _begin_afresh() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def sync_filesystem(handle: int) -> None:
+    """Write the filesystem of an open file to its device (syncfs(2)); raises OSError where the kernel could not."""
+    if _LIBC.syncfs(handle):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def adopt_orphans() -> None:
     """Become the parent of every orphaned descendant (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)

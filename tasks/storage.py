@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from tasks.errors import StorageError
 from tasks.kept import IMAGE, MOUNT_POINT, OFFLOAD, keep
 from tasks.lease import MARKER, Lease
 from tasks.mounts import Mount, device_numbers, devices_of, mount_of, options_not_in_force, read_ahead_folder
-from tasks.process import tool
+from tasks.process import sync_filesystem, tool
 from tasks.queues import held_queues, queue_facts
 from tasks.scratch import check_node, claimed
 from tasks.spec import ANY_FILESYSTEM, FILESYSTEMS, NO_DISCARD, Backing, Storage, StorageKind
@@ -253,5 +252,9 @@ def _directory(storage: Storage, lease: Lease, keep_for: str | None) -> Iterator
 
 
 def flush(path: Path) -> None:
-    """Write the filesystem that holds `path` to its device (sync(1) --file-system)."""
-    subprocess.run(["sync", "--file-system", str(path)], check=True, timeout=600)
+    """Write the filesystem that holds `path` to its device (syncfs(2)); raises OSError where it could not be."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        sync_filesystem(handle)
+    finally:
+        os.close(handle)

@@ -1,13 +1,13 @@
 """The process that owns an attempt on its node, and cleans up whatever becomes of everybody else.
 
 `python -m tasks.supervisor FD` waits at a socket with everything imported, for that takes longer than a short trial,
-and becomes a supervisor by a fork for each request (`Request`); it ends when the socket closes.
+and forks a supervisor for each request (`tasks.request`), one ahead; it ends when the socket closes.
 
 It leaves the process tree of whoever started it (double fork, own session). A supervisor adopts every orphan of the
-attempt, and ends when its standard input closes: that is how it learns that its starter is gone. Protocol, one JSON
-value a line:
+attempt, and ends when its standard input closes: that is how it learns that its starter is gone. What the request asks
+for is a trial's specification; then, one JSON value a line:
 
-    stdin   the trial's specification; end of file means: stop, clean up, go
+    stdin   end of file means: stop, clean up, go
     stdout  {"event": "phase", "text": ...}       what the trial does now
             {"event": "alive"}                    it still does that
             {"event": "finished", "record": ..., "folder": ..., "files": [...], "log_tail": ...}
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.abc
 import json
 import os
 import select
@@ -26,26 +27,27 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks import machine, provenance, workloads
 from tasks.errors import Cancelled
-from tasks.lease import Lease
+from tasks.lease import Lease, end_processes
 from tasks.process import adopt_orphans, die_with_parent, exit_in_words
+from tasks.request import Request
 from tasks.spec import TrialSpec
 from tasks.trial import manifest, run_trial, spool_of, tail_of_logs
 
 #: How long a trial may take to clean up after being told to stop.
 _GRACE_S = 10.0
-
-#: Bytes of a request that say how long the rest of it is.
-_LENGTH_BYTES = 8
 
 #: How often a trial that does not say anything is said to be alive.
 _HEARTBEAT_S = 10.0
@@ -59,14 +61,36 @@ def main() -> None:
     # What was imported has threads of its own, idle now and of no use to a child.
     warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
+    spare = _spare(door)
     while (request := Request.received(door)) is not None:
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            door.close()
-            request.enter()
-            _supervise_one()
-            os._exit(0)
+        try:
+            request.send(spare)
+        except (BrokenPipeError, ConnectionResetError):  # killed while it waited
+            spare = _spare(door)
+            request.send(spare)
         request.close()
+        spare.close()
+        spare = _spare(door)
+
+
+def _spare(door: socket.socket) -> socket.socket:
+    """Fork a supervisor that waits for its request, the process of its trial too; return where to send that."""
+    near, far = socket.socketpair()
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        door.close()
+        near.close()
+        os.setsid()
+        adopt_orphans()
+        trial = _Child.waiting(far)
+        if (request := Request.received(far)) is not None:
+            far.close()
+            request.enter()
+            _supervise_one(request, trial)
+            os.close(sys.stdout.fileno())  # taking down this process takes longer: nobody need wait for that
+        os._exit(0)
+    far.close()
+    return near
 
 
 def _leave_the_family() -> None:
@@ -83,72 +107,72 @@ def _warm_up() -> None:
     for kind in workloads.WORKLOADS:
         workloads.load(kind)
     machine.facts()
-    provenance.tool_versions()
-    pa.array([0])
+    provenance.node()
+    with _hidden("pandas"):
+        pa.array([0])
+        table = pa.table({"value": pa.array(np.zeros(1))})
+    pq.write_table(table, pa.BufferOutputStream(), compression="zstd")
     with suppress(ImportError):
         importlib.import_module("pynvml")
     gc.freeze()  # what is here now stays: no collection in a child need touch, and so copy, it
 
 
+@contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Hide a package from whoever looks for it: Arrow imports pandas if it is there, and every fork is the slower."""
+
+    class Nowhere(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+            if name == package:
+                raise ModuleNotFoundError(name)
+
+    finder = Nowhere()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 @dataclass(frozen=True)
-class Request:
-    """What a supervisor starts with: the environment of its starter, and three open files for its standard streams."""
+class _Child:
+    """The process of a trial: its number, and where it waits for its request."""
 
-    environment: Mapping[str, str]
-    streams: Sequence[int]
-
-    def send(self, door: socket.socket) -> None:
-        """Send it; the streams stay open here."""
-        text = json.dumps(dict(self.environment)).encode()
-        socket.send_fds(door, [len(text).to_bytes(_LENGTH_BYTES)], list(self.streams))
-        door.sendall(text)
+    pid: int
+    door: socket.socket
 
     @classmethod
-    def received(cls, door: socket.socket) -> Request | None:
-        """Return the next request, or None where the other end is closed."""
-        length, streams, _, _ = socket.recv_fds(door, _LENGTH_BYTES, 3)
-        text = b""
-        while length and len(text) < int.from_bytes(length):
-            if not (piece := door.recv(int.from_bytes(length) - len(text))):
-                return None
-            text += piece
-        return cls(json.loads(text), streams) if length else None
-
-    def enter(self) -> None:
-        """Make this process's environment and standard streams those of the request."""
-        os.environ.clear()
-        os.environ.update(self.environment)
-        for number, stream in enumerate(self.streams):
-            os.dup2(stream, number)
-        self.close()
-
-    def close(self) -> None:
-        """Close the streams here."""
-        for stream in self.streams:
-            os.close(stream)
+    def waiting(cls, others: socket.socket) -> _Child:
+        """Fork one, to which the socket `others` is of no use."""
+        near, far = socket.socketpair()
+        if (pid := os.fork()) == 0:
+            die_with_parent()
+            others.close()
+            near.close()
+            if (request := Request.received(far)) is not None:
+                far.close()
+                request.enter()
+                _run_in_child(request.order["trial"], Path(request.order["lease"]))
+            os._exit(0)
+        far.close()
+        return cls(pid, near)
 
 
-def _supervise_one() -> None:
+def _supervise_one(request: Request, trial: _Child) -> None:
     """Run one attempt, as described above."""
-    os.setsid()
-    adopt_orphans()
-    line = sys.stdin.buffer.readline()
-    if not line:
-        return
-    value = json.loads(line)
-    lease = Lease.take(value["token"])
+    lease = Lease.take(request.order["token"])
+    alone = False
     try:
-        _supervise(value, lease)
+        replace(request, streams=(0, 1, 2), order={"trial": request.order, "lease": str(lease.folder)}).send(trial.door)
+        alone = _supervise(trial.pid, lease)
     finally:
         left = Lease.load(lease.folder)
-        for problem in left.clean() if left else []:
+        for problem in left.clean(alone) if left else []:
             print(f"offload-sweep: could not clean up {problem}", file=sys.stderr)
 
 
-def _supervise(value: dict[str, Any], lease: Lease) -> None:
-    trial = os.fork()
-    if trial == 0:
-        _run_in_child(value, lease)
+def _supervise(trial: int, lease: Lease) -> bool:
+    """Watch over the process of a trial to its end; return whether all processes of the attempt have ended."""
     watched = os.pidfd_open(trial)
     ready: list[Any] = []
     while not ready:
@@ -157,11 +181,13 @@ def _supervise(value: dict[str, Any], lease: Lease) -> None:
             _emit(event="alive")
     if watched not in ready:
         _stop(trial, watched)
-        return
+        return False
     code = os.waitstatus_to_exitcode(os.waitpid(trial, 0)[1])
     if code:
         _emit(event="died", reason=f"the trial's process ended with {exit_in_words(code)}")
+    end_processes(lease.token)  # while the starter collects: nobody waits for it now
     sys.stdin.buffer.read()  # until the starter has collected the files, or is gone
+    return True
 
 
 def _stop(trial: int, watched: int) -> None:
@@ -180,12 +206,13 @@ def _emit(**event: Any) -> None:
         pass  # nobody listens any more; the clean-up goes on
 
 
-def _run_in_child(value: dict[str, Any], lease: Lease) -> None:
-    """Run the trial in this forked process, which never returns."""
-    die_with_parent()
+def _run_in_child(value: dict[str, Any], folder: Path) -> None:
+    """Run the trial in this forked process, which never returns; its lease is in `folder`."""
     code = 1
     try:
         signal.signal(signal.SIGTERM, _cancel)
+        lease = Lease.load(folder)
+        assert lease is not None, f"no lease in {folder}"
         record = run_trial(TrialSpec(**value), lease, _announce)
         spool = spool_of(lease)
         _emit(event="finished", record=record, folder=str(spool), files=manifest(spool), log_tail=tail_of_logs(spool))

@@ -1,6 +1,17 @@
 """What is kept of supervisors on a node: a log that only its owner reads and that does not grow for ever."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
 from tasks import launch
+from tests.conftest import trial_config, trial_spec
 
 
 def test_the_log_is_its_owners_and_bounded(state, monkeypatch):
@@ -15,3 +26,66 @@ def test_the_log_is_its_owners_and_bounded(state, monkeypatch):
     assert [path.name for path in files] == ["supervisor.log", "supervisor.log.1"]
     assert all(path.stat().st_size <= 130 and path.stat().st_mode & 0o777 == 0o600 for path in files)
     assert log.read_text().endswith("something went wrong\n")
+
+
+@pytest.fixture
+def attempt(state, tmp_path, monkeypatch):
+    """Return a function that runs a trial that does nothing under a supervisor of the test's own."""
+    doors = []
+    monkeypatch.setattr(launch, "_doors", doors)
+    config = trial_config("none", workload={"kind": "command", "argv": ["true"]})
+    config["storage"] |= {"kind": "directory", "path": str(tmp_path), "fs": "auto"}
+
+    def run():
+        with launch.launched(trial_spec(config), lambda text: None) as outcome:
+            return outcome.record["verdict"]["state"]
+
+    yield run
+    for door in doors:
+        door.close()
+
+
+def supervisors(state):
+    """Return the supervisors with this state folder: the first one forks the others."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            marked = f"OFFLOAD_SWEEP_STATE={state}".encode() in (folder / "environ").read_bytes()
+            if marked and b"tasks.supervisor" in (folder / "cmdline").read_bytes():
+                found.append((int((folder / "stat").read_text().rpartition(") ")[2].split()[19]), int(folder.name)))
+    return [pid for _, pid in sorted(found)]
+
+
+def settled(state, count):
+    """Return the supervisors once there are so many."""
+    end = time.monotonic() + 10
+    while len(found := supervisors(state)) != count:
+        assert time.monotonic() < end, f"{len(found)} supervisors instead of {count}"
+        time.sleep(0.02)
+    return found
+
+
+def test_a_supervisor_killed_while_it_waits_is_replaced(state, attempt):
+    assert attempt() == "valid"
+    first, *spares = settled(state, 3)  # the one that forks, a supervisor, and the process of its trial
+    for pid in spares:
+        os.kill(pid, signal.SIGKILL)
+    settled(state, 1)
+    assert attempt() == "valid"
+    settled(state, 3)
+    os.kill(first, signal.SIGKILL)
+    settled(state, 0)
+    assert attempt() == "valid"
+
+
+def test_no_supervisor_waits_for_a_process_that_is_gone(state, attempt):
+    assert attempt() == "valid"
+    settled(state, 3)
+    launch._doors.pop().close()
+    settled(state, 0)
+
+
+def test_pandas_is_not_in_what_every_trial_is_forked_from():
+    code = "import sys, tasks.supervisor as s; s._warm_up(); print('pandas' in sys.modules); import pandas"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
