@@ -5,8 +5,9 @@ SHELL := /bin/bash
 PYTHON ?=
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+OFFLINE ?=
 ARGS ?=
-export PYTHON VENV TORCH
+export PYTHON VENV TORCH OFFLINE
 
 .PHONY: help quickstart test check setup clean
 
@@ -23,6 +24,7 @@ help:
 	@echo '  TORCH    what pip installs as torch; default: torch==2.13.0'
 	@echo '           TORCH=system keeps the torch of PYTHON, with its CUDA, and installs none'
 	@echo '           TORCH="torch --index-url URL" takes another build of it'
+	@echo '  OFFLINE  folder that scripts/bundle filled where there is a network: nothing is downloaded (docs/offline.md)'
 	@echo '  ARGS     more arguments for quickstart (key=value ...) or test (-k NAME ...)'
 
 setup:
