@@ -32,7 +32,7 @@ _OF_DRIVES = (
 _WRITTEN = "written by the job"
 
 
-def of_run(run: Path) -> pd.DataFrame:
+def of_run(run: Path | Run) -> pd.DataFrame:
     """Return one row per trial, span of time and operation (docs/metrics.md), with who and where beside it.
 
     - `sweep`, `run` (the run's id), `run_started`, `started` (of the trial; both UTC), `reasons` (of the verdict).
@@ -48,7 +48,7 @@ def of_run(run: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    opened = load_run(run)
+    opened = run if isinstance(run, Run) else load_run(run)
     frame = opened.metrics()
     told = pd.DataFrame([_told(opened, trial) for trial in opened.published], columns=[*_TOLD])
     frame = frame.merge(told, on="slug", how="left", validate="many_to_one")
