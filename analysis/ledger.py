@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+# Here and not where they are used: threads that import pandas at the same time find half of it.
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, reported
 from analysis.files import DRIVER_LOCK, held, locked, replacing
 from analysis.run import Run, Trial, load_run, load_trial
 from analysis.units import count_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 FILE, LOCK = "ledger.parquet", "ledger.lock"
 #: What tells one attempt from another: an attempt of a run that was gone on with may carry an earlier one's number.
@@ -55,8 +57,6 @@ def read(ledger: Path, sweep: str | None = None) -> pd.DataFrame:
 
     Raises AnalysisError where there is one that cannot be read.
     """
-    import pandas as pd
-    import pyarrow as pa
 
     parts = [part if sweep is None else _of_sweep(part, sweep) for part in _groups(ledger)]
     if not parts:
@@ -77,15 +77,12 @@ def results(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_sweep(part: pa.Table, sweep: str) -> pa.Table:
-    import pyarrow.compute as pc
 
     return part.filter(pc.equal(part["sweep"], sweep))
 
 
 def _groups(ledger: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the ledger in parts, checked against their checksums; nothing where there is no ledger."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not ledger.exists():
         return
@@ -115,7 +112,6 @@ def keys(ledger: Path) -> set[Key]:
 
 
 def _keys_of(table: pa.Table) -> list[Key]:
-    import pyarrow as pa
 
     texts = [table[name].cast(pa.string()).to_pylist() for name in KEY]
     return [tuple("" if value is None else value for value in row) for row in zip(*texts, strict=True)]
@@ -130,7 +126,6 @@ def add(run: Path) -> int:
     None of a run that was merged of others: its trials are theirs.
     Raises AnalysisError where the ledger is damaged, or others hold it, or `run` is no run.
     """
-    import pandas as pd
 
     from analysis.observations import of_run
 
@@ -166,7 +161,6 @@ def _lacking(run: Run, known: set[Key]) -> list[Run]:
 
 
 def _key(run: Run, trial: Trial) -> Key:
-    import pandas as pd
 
     # as the table has it
     started = pd.to_datetime(pd.Series([trial.record.get("started")]), utc=True, format="ISO8601", errors="coerce")[0]
@@ -211,7 +205,6 @@ def append(ledger: Path, rows: pd.DataFrame) -> int:
 
 
 def _new_only(table: pa.Table, known: set[Key]) -> tuple[pa.Table, int]:
-    import pyarrow as pa
 
     own = _keys_of(table)
     return table.filter(pa.array([key not in known for key in own], pa.bool_())), len({*own} - known)
@@ -220,7 +213,6 @@ def _new_only(table: pa.Table, known: set[Key]) -> tuple[pa.Table, int]:
 def _plain(rows: pd.DataFrame) -> pa.Table:
     """Return rows in the few types that a ledger has; axes are text, for those of another sweep may be of another
     type, and columns that are empty are left out."""
-    import pyarrow as pa
 
     table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
     arrays = {}
@@ -235,7 +227,6 @@ def _plain(rows: pd.DataFrame) -> pa.Table:
 
 
 def _kind(kind: pa.DataType) -> pa.DataType:
-    import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
         return _kind(kind.value_type)
@@ -254,8 +245,6 @@ def _text(value: Any) -> str | None:
 
 def _write(ledger: Path, fresh: pa.Table) -> None:
     """Write the ledger anew with `fresh` at its end, part by part."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = _joined([pq.read_schema(ledger), fresh.schema] if ledger.exists() else [fresh.schema])
     with (
@@ -274,7 +263,6 @@ def _write(ledger: Path, fresh: pa.Table) -> None:
 
 def _joined(schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Return the columns of all schemas; one that is text in one of them is text."""
-    import pyarrow as pa
 
     kinds: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
@@ -286,7 +274,6 @@ def _joined(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def _as(part: pa.Table, schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
 
     arrays = [
         part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(part.num_rows, field.type)

@@ -231,7 +231,7 @@ def _speed_or_time(own: pd.DataFrame, other: pd.DataFrame) -> str:
     A phase that reads twice as much at the same bandwidth takes twice as long: its time tells. A job that runs for a
     stated time moves as much as it can: its bandwidth tells.
     """
-    now, before = float(own.bytes.median()), float(other.bytes.median())
+    now, before = (float(part.bytes.astype("float64").median()) for part in (own, other))  # none known: not NA
     if not (now > 0 and before > 0):
         return DURATION
     times = np.concatenate([own[DURATION], other[DURATION]])

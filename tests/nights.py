@@ -41,6 +41,8 @@ def night(
     frame["sweep"], frame["run"], frame["run_started"] = sweep, f"{started:%Y%m%d-%H%M%S}", started
     frame["environment"] = json.dumps({"kernel": kernel(number), "storage.fs": "as stated", "code": "c0de"})
     frame["configuration"] = json.dumps({"workload.gen_len": 32})
+    frame["ceiling_read_gib_s"] = frame["ceiling_write_gib_s"] = np.nan
+    frame["ceiling_measured_at"] = pd.Series(pd.NaT, index=frame.index, dtype="datetime64[us, UTC]")
     frame["run_state"], frame["run_whole"] = "finished", True
     for name, value in more.items():
         frame[name] = value
@@ -77,6 +79,7 @@ def _trial(cell: Mapping[str, Any], repeat: int, rate: float, started: datetime)
             "request_bytes_mean": 131072.0 if op != "write" else None,
             "request_bytes_p50": 131072 if op != "write" else None,
             "depth_mean": 8.0 if op != "write" else None,
+            "unreadable": None,
         }
         for phase in ("trial", "decode")
         for op in ("read", "write", "all")
