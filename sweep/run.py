@@ -138,8 +138,13 @@ class _Run:
             print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
         if scheduler.stopped_by:
             self._tell_what_is_kept(f"stopped: {scheduler.stopped_by}", scheduler)
-        code = conclude(scheduler.records, ended)
-        return night.exit_code(code, ended["regressed"]) if self.baseline else code
+        else:
+            closing.retire(actor, self.folder, self.sweep.retention, self.baseline)
+        if self.baseline is None:
+            return conclude(scheduler.records, ended)
+        closing.tell(actor, self.folder, ended["judged"])
+        judged = ended["judged"]
+        return night.exit_code(conclude(scheduler.records, ended), judged["regressed"] if judged else None)
 
     def _resumed(self, placements: Placements) -> Decisions:
         """Decide what of an earlier run is good, and leave out of the plan what is not worth running."""
@@ -193,11 +198,7 @@ class _Run:
             view.say("drawing the figures")
             drawn = _draw(actor, self.folder)
             _tell_of_copy(drawn.get("trouble", trouble))
-            if self.baseline:
-                closing.tell(actor, self.folder, judged)
-            if state == "finished":
-                closing.retire(actor, self.folder, self.sweep.retention, self.baseline)
-            return {**drawn, "regressed": judged["regressed"] if judged else None}
+            return {**drawn, "judged": judged}
         except KeyboardInterrupt:
             _stop(scheduler, actor, self.folder, "interrupted")
             view.say("interrupted")

@@ -243,5 +243,12 @@ def test_nights_as_a_timer_runs_them(sweep_file: Path, tmp_path: Path, state: Pa
     frame = ledger.read(results / ledger.FILE)
     assert frame.run.nunique() == 3
     assert json.dumps(sorted(frame.verdict.unique())) == '["failed", "valid"]'
+    (results / ledger.FILE).write_bytes(b"junk")
+    fourth = run(*words)
+    assert fourth.returncode == 0, fourth.stderr
+    assert "this run is not in the ledger: " in fourth.stderr
+    assert "move it away" in fourth.stderr
+    assert "stays: " in fourth.stdout  # what is not in the ledger is not removed
+    assert (results / ledger.FILE).read_bytes() == b"junk"
     last = third.stdout.rstrip().splitlines()[-1]
     assert last.startswith("report:")
