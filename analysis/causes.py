@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from analysis.attribution import DATA
 from analysis.matching import Key, rows_of
+from analysis.observations import ROLE
 from analysis.units import bytes_text, latency_text, number_text
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ _COLUMNS = {
     "job_cpu_share": "the job's share of the processors",
 }
 _LATENCIES, _BYTES = ("d2c_p50_us", "d2c_p99_us"), ("bytes", "request_bytes_mean", "request_bytes_mode")
-#: Roles are columns such as `role.kv_bytes`, of the row's own operation.
-ROLE = "role."
 #: A shift of a share of 1 by less is none.
 _SHARE = 0.05
 
