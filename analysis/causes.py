@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from analysis.attribution import DATA
 from analysis.matching import Key, rows_of
+from analysis.observations import ROLE
 from analysis.units import bytes_text, latency_text, number_text
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ _COLUMNS = {
 #: The mean too: a drive that is held to a rate answers most requests at once and a few very late.
 _LATENCIES = ("d2c_p50_us", "d2c_p99_us", "d2c_mean_us")
 _BYTES = ("bytes", "request_bytes_mean", "request_bytes_mode")
-#: Roles are columns such as `role.kv_bytes`, of the row's own operation.
-ROLE = "role."
 #: A shift of a share of 1 by less is none.
 _SHARE = 0.05
 

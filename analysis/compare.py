@@ -138,9 +138,8 @@ def compare(
     found = match(now, runs, metrics)
     judged = [one for one in found.measures if shuffle.least_p(*one.repeats) <= alpha]
     unjudged = [_unjudged(one, alpha) for one in found.measures if shuffle.least_p(*one.repeats) > alpha]
-    changes, between = _judge(judged, len(runs), threshold * GRANTED) if judged else ([], Spread(len(runs), 0.0))
-    worse = [one for one in changes if one.better[0] <= alpha and one.speed < math.log1p(-threshold)]
-    better = [one for one in changes if one.better[1] <= alpha and one.speed > -math.log1p(-threshold)]
+    changes, between = judge(judged, len(runs), threshold) if judged else ([], Spread(len(runs), 0.0))
+    worse, better = ([one for one in changes if one.changed(side, threshold, alpha)] for side in (0, 1))
     current, before = valid(now), [valid(base) for base in runs]
     return Comparison(
         run=_name(now),
@@ -202,22 +201,29 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """A row with how much faster it became (a logarithm, with its interval) and the p of being slower and faster."""
 
     row: _Row
     speed: float
     interval: tuple[float, float]
-    better: tuple[float, float]
+    p: tuple[float, float]
     members: tuple[tuple[float, Matched], ...]
 
+    def changed(self, side: int, threshold: float, alpha: float) -> bool:
+        """Say whether it became slower (side 0) or faster (1) by more than the threshold and beyond chance."""
+        return self.p[side] <= alpha and (1 if side else -1) * self.speed > -math.log1p(-threshold)
 
-def _judge(measures: Sequence[Matched], bases: int, granted: float) -> tuple[list[_Judged], Spread]:
-    """Return every measure and every group of them with its shift and its p, and how much bases differ."""
+
+def judge(measures: Sequence[Matched], bases: int, threshold: float) -> tuple[list[Judged], Spread]:
+    """Return every measure and every group of them with its shift and its p, and how much runs differ by themselves.
+
+    The measures have enough repeats; `bases` is how many runs they are compared with.
+    """
     single, run = _speeds(measures, bases)
     rows = [_Row(one.key.cell, one.key.phase, _SINGLES, (one,)) for one in measures]
     place = {one.key: number for number, one in enumerate(measures)}
-    between = _between(Rounds(single, run, np.zeros(len(single), np.int64)), granted)
+    between = _between(Rounds(single, run, np.zeros(len(single), np.int64)), threshold * GRANTED)
     groups = _groups(measures)
     parts = [shuffle.together(single, _chosen(group, place)) for group in groups]
     values = np.vstack([single, *parts])
@@ -229,7 +235,7 @@ def _judge(measures: Sequence[Matched], bases: int, granted: float) -> tuple[lis
         own = alone[number] if number < len(alone) else _shift(values[number], run)
         members = tuple((alone[place[one.key]][0], one) for one in row.members)
         ps = float(worse[number]), float(better[number])
-        found.append(_Judged(row, own[0], (own[1], own[2]), ps, members))
+        found.append(Judged(row, own[0], (own[1], own[2]), ps, members))
     return found, between
 
 
@@ -253,7 +259,10 @@ def _speeds(measures: Sequence[Matched], bases: int) -> tuple[shuffle.Floats, sh
 
 
 def _between(rounds: Rounds, granted: float) -> Spread:
+    """Return how much runs differ by themselves: as bases do, and as whole rounds within them at least."""
     moved = shuffle.aligned(rounds)[1]
+    everything = shuffle.together(rounds.values, np.ones(len(rounds.values), bool))[None, :]
+    granted = max(granted, float(shuffle.scales(Rounds(everything, rounds.run, rounds.family[:1]))[0]))
     known = (~np.isnan(rounds.values[:, rounds.run > 0])).sum(axis=1)
     return shuffle.spread(moved, shuffle.scales(rounds), float(np.median(known)) / moved.shape[1], granted)
 
@@ -294,14 +303,14 @@ def _axis_values(measures: Sequence[Matched]) -> list[tuple[str, str]]:
 # --- telling ---------------------------------------------------------------------------------------------------------
 
 
-def _ordered(found: Sequence[_Judged]) -> list[_Judged]:
+def _ordered(found: Sequence[Judged]) -> list[Judged]:
     """Return groups before single measures, the greatest change first."""
     return sorted(found, key=lambda one: (len(one.row.members) == 1, -len(one.row.members), -abs(one.speed)))
 
 
-def _told(one: _Judged, side: int, now: pd.DataFrame, bases: Sequence[pd.DataFrame], threshold: float) -> Change:
+def _told(one: Judged, side: int, now: pd.DataFrame, bases: Sequence[pd.DataFrame], threshold: float) -> Change:
     sign, first = 1 if side else -1, one.row.members[0]
-    p, members = one.better[side], len(one.row.members)
+    p, members = one.p[side], len(one.row.members)
     if members > 1:
         change, interval = math.expm1(one.speed), (math.expm1(one.interval[0]), math.expm1(one.interval[1]))
         worst = sorted(one.members, key=lambda pair: -sign * pair[0])[:_WORST]

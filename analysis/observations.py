@@ -7,9 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.attribution import DATA
 from analysis.ceiling import ceiling_of
-from analysis.metrics import WHOLE
+from analysis.depth import ALL
+from analysis.errors import AnalysisError
+from analysis.metrics import WHOLE, phases
 from analysis.run import Run, Trial, load_run
+from analysis.spans import kinds_of
+from analysis.summary import read_summary
 from analysis.units import UNKNOWN
 
 if TYPE_CHECKING:
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 
 #: What an engine or a workload measured itself.
 MEASURED = "metrics."
+#: Whose bytes a row's are, `role.kv_bytes`, of the row's operation.
+ROLE = "role."
 #: Parts of `node` in `trial.json` that are the machine's; the others are its load, or stand in the fingerprint too.
 _OF_NODES = (
     *("hostname", "os", "kernel", "cpu", "cpus", "gpus", "gpu_driver", "python", "packages", "numa_nodes"),
@@ -42,6 +49,8 @@ def of_run(run: Path | Run) -> pd.DataFrame:
       devices, free space, load) is not in it. `configuration`: the same of every key that the trial was given, with
       the tracer that was taken. Both are categories: few different texts, each on many rows.
     - `ceiling_read_gib_s`, `ceiling_write_gib_s`, `ceiling_measured_at`: what fio reached beside the trial, and when.
+    - `role.*`, such as `role.kv_bytes`: whose bytes the row's are, of the whole trial and of phases that state theirs;
+      only where the trial knows which file lay where.
     - `metrics.*`: what engine and node measured themselves, such as `metrics.tokens_per_s`; on rows of `trial` only.
 
     Failed and invalid trials have rows, warm-ups have none. Raises AnalysisError where `run` is no run.
@@ -55,6 +64,9 @@ def of_run(run: Path | Run) -> pd.DataFrame:
     measured = pd.DataFrame([{"slug": t.slug, "phase": WHOLE, **_measured(t)} for t in opened.published])
     if len(measured):
         frame = frame.merge(measured, on=["slug", "phase"], how="left", validate="many_to_one")
+    if roles := _roles(opened):
+        keys = ["slug", "phase", "op"]
+        frame = frame.merge(pd.DataFrame(roles), on=keys, how="left", validate="one_to_one")
     for name in ("run_started", "started", "ceiling_measured_at"):
         frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601", errors="coerce")
     for name in ("ceiling_read_gib_s", "ceiling_write_gib_s"):
@@ -91,6 +103,32 @@ def _told(run: Run, trial: Trial) -> dict[str, Any]:
 
 def _measured(trial: Trial) -> dict[str, float]:
     return {f"{MEASURED}{name}": float(value) for name, (value, _) in trial.measured.items()}
+
+
+def _roles(run: Run) -> list[dict[str, Any]]:
+    """Return the bytes by role of each trial, span and operation, phases of one kind taken together."""
+    summary = read_summary(run)
+    names = [name for name in summary.columns if name.startswith(ROLE)]
+    if not names:
+        return []
+    kinds = {trial.slug: _kinds(trial) for trial in run.published}
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in summary.iter_rows(named=True):
+        kind = WHOLE if row["phase"] == WHOLE else kinds[row["slug"]].get(row["begin_ns"])
+        for name in names if kind is not None else ():
+            role, op = name.removesuffix("_bytes").rsplit("_", 1)
+            for one in (op, ALL) if row[name] is not None and op in DATA else ():
+                own = found.setdefault((row["slug"], str(kind), one), {"slug": row["slug"], "phase": kind, "op": one})
+                own[f"{role}_bytes"] = own.get(f"{role}_bytes", 0) + row[name]
+    return list(found.values())
+
+
+def _kinds(trial: Trial) -> dict[int, str]:
+    """Return the kind of each phase by when it began; none where the trial's phases cannot be read."""
+    try:
+        return {phase.begin_ns: kind for kind, phase in kinds_of(phases(trial.path))}
+    except AnalysisError:
+        return {}
 
 
 def canonical(value: Any) -> str:

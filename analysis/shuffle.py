@@ -11,7 +11,8 @@ labellings, however many cells there are; a rank test of each of 24 cells, corre
 - The scale of a measure is its standard deviation within runs, moderated by those of the others (Smyth, Linear models
   and empirical Bayes, 2004, section 6.2): of five and five values alone, the smallest of many scales is too small.
 - Runs differ as a whole, by more than their repeats do. Of several bases that spread is estimated, of whole runs and of
-  single measures, and drawn anew in each shuffle. One base knows nothing of it: a small spread is taken for granted.
+  single measures, and drawn anew in each shuffle. One base knows nothing of it: a small spread is taken for granted, or
+  as much as whole rounds of a run differ, where that is more.
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import AnalysisError, load_run
 from analysis.observations import canonical, flat, of_run
+from analysis.schema import EXTENTS
 from tests.analysis.made_run import MIB, make_run
 
 leaves = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(0, 2) | st.text(max_size=4)
@@ -102,6 +105,20 @@ def test_the_fingerprint_tells_the_node_and_files_of_the_job_do_not_count(tmp_pa
     assert facts["beneath.drives.0.queue.nr_requests"] == "64"
     assert facts["files.python3"] == "a8e6"
     assert "files.log.txt" not in facts
+
+
+def test_whose_bytes_they_were_stands_beside_spans_and_operations(tmp_path: Path) -> None:
+    run = make_run(tmp_path, sizes=(MIB, 2 * MIB), repeats=1, broken=False)
+    for trial in (run / "trials").iterdir():
+        extent = {"role": "tensor", "file": "t", "dev": "7:0", "sector": 0, "sectors": 1024, "logical_bytes": 0}
+        rows = [extent | {"seen_from_ns": 0, "seen_to_ns": 1 << 62}]
+        pq.write_table(pa.Table.from_pylist(rows, schema=EXTENTS), trial / "extents.parquet")
+    frame = of_run(run)
+    own = frame[frame.phase.isin(["trial", "load aio cpu 2 MiB"])]
+    assert (own["role.tensor_bytes"] > 0).any()
+    names = [name for name in frame.columns if name.startswith("role.")]
+    for _, one in own[own.op != "write"].iterrows():
+        assert one[names].sum() == one.bytes
 
 
 def test_the_tracer_that_was_taken_stands_in_the_configuration(run: Path) -> None:
