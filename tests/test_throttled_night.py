@@ -24,12 +24,12 @@ from tests import drive
 ROOT = Path(__file__).parent.parent
 MIB = 1 << 20
 #: What the drive does, in bytes per second; it must be able to do more than twice as much.
-RATE = 32 * MIB
+RATE = 64 * MIB
 SHARE = 0.85
 
 SWEEP = """\
 name: throttled
-workload: {kind: tensor_io, sizes: [32MiB], apis: [aio], loops: 2, block_size: 32MiB, queue_depth: 1}
+workload: {kind: tensor_io, sizes: [32MiB], apis: [aio], loops: 8, block_size: 1MiB, queue_depth: 16}
 storage: {path: PLACE, image_size: 384MiB, queue: {max_sectors_kb: 128}}
 ceiling: {enabled: false}
 grid: {storage.fs: [ext4, xfs]}
