@@ -82,7 +82,11 @@ class Unjudged:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run is beside its bases; the lists are in the order of their weight."""
+    """What a run is beside its bases; the lists are in the order of their weight.
+
+    `visible` are the slow-downs of everything (where there are several measures) and of the middle one of single
+    measures that would have been regressions.
+    """
 
     run: str
     bases: tuple[str, ...]
@@ -97,6 +101,7 @@ class Comparison:
     failed: tuple[str, ...] = ()
     environment: tuple[facts.Difference, ...] = ()
     spread: Spread = field(default_factory=lambda: Spread(1, 0.0))
+    visible: tuple[float, ...] = ()
 
     @property
     def regressed(self) -> bool:
@@ -138,7 +143,7 @@ def compare(
     found = match(now, runs, metrics)
     judged = [one for one in found.measures if shuffle.least_p(*one.repeats) <= alpha]
     unjudged = [_unjudged(one, alpha) for one in found.measures if shuffle.least_p(*one.repeats) > alpha]
-    changes, between = judge(judged, len(runs), threshold) if judged else ([], Spread(len(runs), 0.0))
+    changes, between = judge(judged, len(runs), threshold, alpha) if judged else ([], Spread(len(runs), 0.0))
     worse, better = ([one for one in changes if one.changed(side, threshold, alpha)] for side in (0, 1))
     current, before = valid(now), [valid(base) for base in runs]
     return Comparison(
@@ -155,7 +160,16 @@ def compare(
         failed=tuple(_failed(now)),
         environment=tuple(facts.changes(now, runs)),
         spread=between,
+        visible=_visible(changes, threshold),
     )
+
+
+def _visible(found: Sequence[Judged], threshold: float) -> tuple[float, ...]:
+    """Return which change of everything, and of the middle one of single measures, would have been a regression."""
+    wide = [one for one in found if one.row.family == _GROUPS][:1]
+    single = [one.least for one in found if len(one.row.members) == 1]
+    edges = [*(one.least for one in wide), *([float(np.median(single))] if single else [])]
+    return tuple(max(threshold, -math.expm1(-edge)) for edge in edges)
 
 
 def _check(now: pd.DataFrame, runs: Sequence[pd.DataFrame], threshold: float, alpha: float) -> None:
@@ -202,12 +216,14 @@ class _Row:
 
 @dataclass(frozen=True)
 class Judged:
-    """A row with how much faster it became (a logarithm, with its interval) and the p of being slower and faster."""
+    """A row with how much faster it became (a logarithm, with its interval), the p of being slower and faster, and how
+    much slower it must be to be beyond chance."""
 
     row: _Row
     speed: float
     interval: tuple[float, float]
     p: tuple[float, float]
+    least: float
     members: tuple[tuple[float, Matched], ...]
 
     def changed(self, side: int, threshold: float, alpha: float) -> bool:
@@ -215,7 +231,7 @@ class Judged:
         return self.p[side] <= alpha and (1 if side else -1) * self.speed > -math.log1p(-threshold)
 
 
-def judge(measures: Sequence[Matched], bases: int, threshold: float) -> tuple[list[Judged], Spread]:
+def judge(measures: Sequence[Matched], bases: int, threshold: float, alpha: float) -> tuple[list[Judged], Spread]:
     """Return every measure and every group of them with its shift and its p, and how much runs differ by themselves.
 
     The measures have enough repeats; `bases` is how many runs they are compared with.
@@ -228,14 +244,14 @@ def judge(measures: Sequence[Matched], bases: int, threshold: float) -> tuple[li
     parts = [shuffle.together(single, _chosen(group, place)) for group in groups]
     values = np.vstack([single, *parts])
     family = np.array([one.family for one in (*rows, *groups)], np.int64)
-    worse, better = shuffle.p_values(Rounds(values, run, family), between)
+    worse, better, least = shuffle.judged(Rounds(values, run, family), between, alpha)
     alone = [_shift(values[number], run) for number in range(len(single))]
     found = []
     for number, row in enumerate((*rows, *groups)):
         own = alone[number] if number < len(alone) else _shift(values[number], run)
         members = tuple((alone[place[one.key]][0], one) for one in row.members)
         ps = float(worse[number]), float(better[number])
-        found.append(Judged(row, own[0], (own[1], own[2]), ps, members))
+        found.append(Judged(row, own[0], (own[1], own[2]), ps, float(least[number]), members))
     return found, between
 
 

@@ -188,10 +188,11 @@ def scales(rounds: Rounds) -> Floats:
     return np.sqrt(np.maximum(variance[:, 0], _LEAST_SCALE**2))
 
 
-def p_values(rounds: Rounds, between: Spread, seed: int = 0) -> tuple[Floats, Floats]:
-    """Return for each row the p of being lower, and of being higher, in the run under test than in the bases.
+def judged(rounds: Rounds, between: Spread, alpha: float, seed: int = 0) -> tuple[Floats, Floats, Floats]:
+    """Return for each row the p of being lower, and of being higher, in the run under test than in the bases, and how
+    much lower it must be for a p of `alpha` (a logarithm).
 
-    Both are adjusted for all rows of the row's family, and doubled, for there are two families and two sides to keep.
+    Each p is adjusted for all rows of the row's family, and doubled, for there are two families and two sides to keep.
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(rounds.run, kind="stable")
@@ -208,8 +209,9 @@ def p_values(rounds: Rounds, between: Spread, seed: int = 0) -> tuple[Floats, Fl
     for sign in (-1.0, 1.0):
         statistic = sign * (shift + drift) / scale
         statistic[:, 0] = sign * shift[:, 0] / scale[:, 0]
-        found.append(_adjusted(statistic, rounds.family))
-    return found[0], found[1]
+        found.append(_adjusted(statistic, rounds.family, alpha))
+    (worse, least), (better, _) = found
+    return worse, better, least * scale[:, 0]
 
 
 def _drift(rng: np.random.Generator, shape: tuple[int, int], between: Spread, more: float) -> Floats:
@@ -237,12 +239,14 @@ def _statistics(values: Floats, labels: Floats) -> tuple[Floats, Floats, Floats,
     return shift, np.nan_to_num(np.maximum(within, 0) / freedom), per, freedom
 
 
-def _adjusted(statistic: Floats, family: Ints) -> Floats:
-    found = np.ones(len(statistic))
+def _adjusted(statistic: Floats, family: Ints, alpha: float) -> tuple[Floats, Floats]:
+    """Return the p of each row, adjusted for its family, and the statistic that has a p of `alpha` there."""
+    found, least = np.ones(len(statistic)), np.zeros(len(statistic))
     for number in np.unique(family):
         mine = family == number
         greatest = statistic[mine].max(axis=0)
         # the first labelling is what was seen: it counts among those that reach its own statistic
         reached = greatest[None, :] >= statistic[mine][:, :1] - 1e-12
         found[mine] = np.minimum(2 * reached.mean(axis=1), 1)
-    return found
+        least[mine] = np.quantile(greatest, 1 - alpha / 2)
+    return found, least

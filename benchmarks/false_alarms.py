@@ -81,7 +81,7 @@ def alarm(rng: np.random.Generator, noise: Noise, bases: int, cells: int, case: 
     values = [simulated(rng, noise, run, cells) for run in drawn]
     slow = {"everything": cells, "one filesystem": cells // 2, "one cell": 1}.get(case, 0)
     values[0][:slow] += np.log(SLOW)
-    found, _ = judge(measures(values), bases, THRESHOLD)
+    found, _ = judge(measures(values), bases, THRESHOLD, ALPHA)
     return any(one.changed(0, THRESHOLD, ALPHA) for one in found)
 
 

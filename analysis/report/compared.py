@@ -38,7 +38,9 @@ def _verdict(told: Comparison) -> list[str]:
     if not told.judged:
         return ["NOT JUDGED: " + ("too few repeats" if told.unjudged else "nothing of it can be compared")]
     if not told.regressed:
-        return [f"No regression {level} in {measures} judged"]
+        least = [f"{share * 100:.0f} %" for share in told.visible]
+        seen = f"{least[0]} of everything or {least[-1]} of one measure" if len(least) > 1 else "".join(least)
+        return [f"No regression {level} in {measures} judged; a slow-down of {seen} would have been one"]
     single = sum(one.members == 1 for one in told.regressions)
     slower = f"{single} of {measures} slower {level}" if single else f"slower {level} as a whole, no measure by itself"
     return [f"REGRESSION: {slower}"]

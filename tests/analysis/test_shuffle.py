@@ -18,6 +18,10 @@ from analysis.shuffle import Rounds, Spread
 NOTHING = Spread(1, 0.0)
 
 
+def p_values(told: Rounds, between: Spread, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return shuffle.judged(told, between, 0.05, seed)[:2]
+
+
 def rounds(
     seed: int, rows: int = 24, bases: int = 1, repeats: int = 5, noise: float = 0.02, night: float = 0.0
 ) -> Rounds:
@@ -31,7 +35,7 @@ def between(told: Rounds, granted: float = 0.0) -> Spread:
 
 
 def test_of_equal_runs_at_most_the_level_raises_an_alarm() -> None:
-    alarms = [min(shuffle.p_values(rounds(seed), NOTHING, seed)[0].min(), 1) <= 0.1 for seed in range(300)]
+    alarms = [min(p_values(rounds(seed), NOTHING, seed)[0].min(), 1) <= 0.1 for seed in range(300)]
     # of one side the level is half: 15 expected of 300, more than 27 once in a thousand times
     assert sum(alarms) <= 27
 
@@ -41,7 +45,7 @@ def test_one_slow_measure_of_many_is_seen_and_named() -> None:
     for seed in range(40):
         told = rounds(seed)
         told.values[3, :5] -= 0.11
-        worse, better = shuffle.p_values(told, NOTHING, seed)
+        worse, better = p_values(told, NOTHING, seed)
         found += bool(worse[3] <= 0.05)
         assert not (better <= 0.01).any()
     assert found >= 34
@@ -51,7 +55,7 @@ def test_runs_that_differ_by_themselves_raise_no_alarm_where_several_bases_tell(
     alarms = {1: 0, 5: 0}
     for seed, bases in product(range(60), alarms):
         told = rounds(seed, rows=6, bases=bases, night=0.05)
-        alarms[bases] += bool(shuffle.p_values(told, between(told), seed)[0].min() <= 0.05)
+        alarms[bases] += bool(p_values(told, between(told), seed)[0].min() <= 0.05)
     assert alarms[5] <= 7
     assert alarms[1] > 15  # one base cannot know, which is why the page says so
 
@@ -70,7 +74,7 @@ def test_units_and_the_order_of_rounds_do_not_matter(seed: int, unit: float) -> 
     told = rounds(seed, rows=5)
     order = np.random.default_rng(seed).permutation(told.run.size)
     other = Rounds(told.values[:, order] + unit, told.run[order], told.family)
-    for one, two in zip(shuffle.p_values(told, NOTHING), shuffle.p_values(other, NOTHING), strict=True):
+    for one, two in zip(p_values(told, NOTHING), p_values(other, NOTHING), strict=True):
         np.testing.assert_allclose(one, two)
 
 
@@ -80,7 +84,7 @@ def test_missing_rounds_leave_a_p_between_its_least_and_one(seed: int, gone: int
     told = rounds(seed, rows=4)
     rng = np.random.default_rng(seed)
     told.values[rng.integers(0, 4, gone), rng.integers(0, 10, gone)] = np.nan
-    for p in shuffle.p_values(told, NOTHING):
+    for p in p_values(told, NOTHING):
         assert np.isfinite(p).all()
         assert ((p >= shuffle.least_p(5, 5) - 1e-12) & (p <= 1)).all()
 
@@ -90,14 +94,14 @@ def test_an_outlier_beside_a_change_does_not_hide_it(place: int, outlier: float)
     told = rounds(1, noise=0.01)
     told.values[:, :5] -= 0.11
     told.values[:, place] += outlier
-    assert (shuffle.p_values(told, NOTHING)[0] <= 0.05).sum() >= 20
+    assert (p_values(told, NOTHING)[0] <= 0.05).sum() >= 20
 
 
 @pytest.mark.parametrize("place", [2, 7])
 def test_one_outlier_is_no_change(place: int) -> None:
     told = rounds(5, noise=0.01)
     told.values[:, place] -= 3.0
-    assert min(p.min() for p in shuffle.p_values(told, NOTHING)) > 0.05
+    assert min(p.min() for p in p_values(told, NOTHING)) > 0.05
 
 
 def test_a_single_measure_is_tested_as_all_orders_of_its_rounds_say() -> None:
@@ -112,7 +116,18 @@ def test_a_single_measure_is_tested_as_all_orders_of_its_rounds_say() -> None:
 
     seen = statistic((0, 1, 2, 3, 4))
     reached = [statistic(chosen) >= seen - 1e-9 for chosen in combinations(range(10), 5)]
-    assert shuffle.p_values(told, NOTHING)[0][0] == pytest.approx(min(2 * np.mean(reached), 1))
+    assert p_values(told, NOTHING)[0][0] == pytest.approx(min(2 * np.mean(reached), 1))
+
+
+def test_what_it_takes_is_where_the_level_is_reached() -> None:
+    told = rounds(8, noise=0.02)
+    worse, _, least = shuffle.judged(told, Spread(1, 0.01), 0.05)
+    assert (worse > 0.05).all()
+    for more, expected in ((0.6, False), (1.6, True)):
+        other = Rounds(told.values.copy(), told.run, told.family)
+        other.values[:, :5] += np.nanmean(other.values[:, 5:], axis=1, keepdims=True)
+        other.values[:, :5] -= np.nanmean(other.values[:, :5], axis=1, keepdims=True) + more * least[:, None]
+        assert (shuffle.judged(other, Spread(1, 0.01), 0.05)[0].min() <= 0.05) == expected
 
 
 @pytest.mark.parametrize(("alpha", "needed"), [(0.05, 4), (0.01, 5), (0.2, 3)])
