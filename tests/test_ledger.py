@@ -144,9 +144,10 @@ def test_whatever_is_appended_is_there_once_and_stays(tmp_path_factory: Any, add
 
 def same(held: Any, value: Any) -> bool:
     """Say whether a ledger holds a value, be it as text or as another kind of number."""
-    if isinstance(value, float) and isinstance(held, str):
-        return float(held) == value
-    return str(held) in (str(value), json.dumps(value)) or bool(held == value)
+    if str(held) in (str(value), json.dumps(value)):
+        return True
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(held) == value if number and isinstance(held, str) else bool(held == value)
 
 
 # --- what happens to it ----------------------------------------------------------------------------------------------

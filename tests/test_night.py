@@ -252,3 +252,28 @@ def test_nights_as_a_timer_runs_them(sweep_file: Path, tmp_path: Path, state: Pa
     assert (results / ledger.FILE).read_bytes() == b"junk"
     last = third.stdout.rstrip().splitlines()[-1]
     assert last.startswith("report:")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_an_interrupted_run_has_is_in_the_ledger_and_the_rest_once_it_is_gone_on_with(
+    sweep_file: Path, tmp_path: Path, state: Path
+) -> None:
+    results = tmp_path / "results"
+    slow = "workload.argv=['sh', '-c', 'sleep $0', '{n}', '{m}']"
+    words = [str(sweep_file), "--results", str(results), slow, "grid.workload.values.n=[0.1,30]", "repeats=1"]
+    process = subprocess.Popen([sys.executable, "-m", "sweep", *words, "--baseline", "latest"], cwd=ROOT)
+    end_s = time.monotonic() + 120
+    while not list(results.glob("s/2*/trials/*/trial.json")):
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    frame = ledger.read(results / ledger.FILE)
+    assert (frame.trial.nunique(), set(frame.run_state)) == (1, {"interrupted"})
+    done = run(*words, "--resume", "limits.time_limit_s=5", "--baseline", "latest")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert judgement.FIRST in done.stdout
+    told = ledger.read(results / ledger.FILE).drop_duplicates([*ledger.KEY])
+    # the first trial twice, for another limit made it stale
+    assert sorted(told.verdict) == ["failed", "valid", "valid"]
