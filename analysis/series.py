@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: What is followed of each phase, of the operation that moves most, and of what engines report.
 OF_PHASES = ("bandwidth_gib_s", "d2c_p99_us")
 OF_ENGINES = ("tokens_per_s", "prefill_tokens_per_s", "decode_tokens_per_s")
-#: Of histories in which nothing changed, at most this share have a step at all, however many series they have.
+#: Of histories in which nothing changed, at most this share have a step at all, with up to a hundred series: a p is of
+#: so many shuffles, and each further series adds 0.05 %.
 _ALPHA = 0.05
 
 
@@ -71,8 +72,8 @@ class Change:
 def series(rows: pd.DataFrame) -> list[Series]:
     """Return all series of a sweep's results, measure by measure; `rows` are those of `ledger.results`.
 
-    Valid trials only. Of each phase the operation that moved most is followed, of all cells the same; of one of which
-    no bytes are known, its duration.
+    Valid trials only. Of each phase of a cell the operation that moved most is followed; of one of which no bytes are
+    known, its duration.
     """
     valid = rows[rows.verdict == "valid"]
     parts = [
@@ -100,11 +101,12 @@ def _measured(valid: pd.DataFrame) -> Iterator[tuple[Measure, pd.DataFrame]]:
             yield Measure(name, ""), _with(whole, column)
     for phase in measured_phases(valid):
         own = valid[valid.phase == phase]
-        op = _busier(own)
-        for name in OF_PHASES if op else ("duration_s",):
-            part = own[own.op == (op or "all")]
-            if part[name].notna().any():
-                yield Measure(name, "", op, phase), _with(part, name)
+        busier = {str(cell): _busier(part) for cell, part in own.groupby("cell", observed=True)}
+        for op in dict.fromkeys(busier.values()):
+            part = own[own.cell.isin([cell for cell, one in busier.items() if one == op]) & (own.op == (op or "all"))]
+            for name in OF_PHASES if op else ("duration_s",):
+                if part[name].notna().any():
+                    yield Measure(name, "", op, phase), _with(part, name)
 
 
 def _with(rows: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -110,6 +110,17 @@ def test_a_job_of_which_no_bytes_are_known_is_followed_by_its_time() -> None:
     assert {one.title for one in found} == {"Duration of decode"}
 
 
+def test_of_each_cell_the_operation_that_moves_most_is_followed() -> None:
+    rows = nights.night(0)
+    first = rows.cell == rows.cell.iloc[0]
+    rows.loc[first, "op"] = rows[first].op.replace({"read": "write", "write": "read"})
+    found = series.series(ledger.results(rows))
+    assert [(one.title, one.cell == rows.cell.iloc[0]) for one in found if "Bandwidth" in one.title] == [
+        ("Bandwidth of writes in decode", True),
+        *[("Bandwidth of reads in decode", False)] * 3,
+    ]
+
+
 def test_letters_go_on_after_z() -> None:
     assert [multiples.letter(place) for place in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
 
