@@ -371,10 +371,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = json.dumps(told.as_json(), indent=2, ensure_ascii=False) if options.json else "\n".join(told.lines())
         if options.output:
             Path(options.output).write_text(f"{text}\n", encoding="utf-8")
-        else:
-            print(text)
     except (AnalysisError, OSError) as error:
         return reported(error, options.output or options.run)
+    if not options.output:
+        print(text)
     return REGRESSION if told.regressed else 0
 
 

@@ -231,7 +231,7 @@ def _speed_or_time(own: pd.DataFrame, other: pd.DataFrame) -> str:
     A phase that reads twice as much at the same bandwidth takes twice as long: its time tells. A job that runs for a
     stated time moves as much as it can: its bandwidth tells.
     """
-    now, before = float(own.bytes.median()), float(other.bytes.median())
+    now, before = (float(part.bytes.astype("float64").median()) for part in (own, other))  # none known: not NA
     if not (now > 0 and before > 0):
         return DURATION
     times = np.concatenate([own[DURATION], other[DURATION]])
@@ -276,5 +276,8 @@ def values_of(key: Key, rows: pd.DataFrame) -> dict[int, float]:
     own = rows_of(key, rows)
     if key.metric not in own:
         return {}
-    pairs = zip(own.repeat, own[key.metric], strict=True)
-    return {int(repeat): float(value) for repeat, value in pairs if value == value and value is not None and value > 0}
+    told = own[key.metric].astype("float64").to_numpy()
+    # imported trials have no numbers: each is a round of its own
+    repeats = own["repeat"].astype("float64").to_numpy()
+    rounds = repeats if np.isfinite(repeats).all() else np.arange(len(own))
+    return {int(n): float(value) for n, value in zip(rounds, told, strict=True) if value > 0}
