@@ -341,6 +341,19 @@ def test_a_run_is_not_its_own_base() -> None:
         compare(made(1), [made(1)])
     with pytest.raises(AnalysisError, match="no base"):
         compare(made(1), [])
+    with pytest.raises(AnalysisError, match="night-1 is named twice"):
+        compare(made(2), [made(1), made(1)])
+
+
+def test_a_base_that_lacks_cells_serves_for_the_others() -> None:
+    bases = [made(1), made(2, cells=CELLS[:2]), made(3, cells=CELLS[:1])]
+    told = compare(made(4, slow=all_slow(0.8)), bases)
+    assert told.judged == 12
+    single = {one.cell: one.repeats for one in told.regressions if one.members == 1}
+    assert single[text_of(CELLS[0])] == (5, 15)
+    assert single[text_of(CELLS[1])] == (5, 10)
+    assert single[text_of(CELLS[5])] == (5, 5)
+    assert compare(made(4), bases[1:]).judged == 4
 
 
 def test_the_page_fits_a_screen_and_json_has_all() -> None:
