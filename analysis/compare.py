@@ -180,9 +180,11 @@ def _check(now: pd.DataFrame, runs: Sequence[pd.DataFrame], threshold: float, al
     for name, share in (("threshold", threshold), ("alpha", alpha)):
         if not 0 < share < 0.5:
             raise AnalysisError(f"{name} {share:g} makes no sense; it is a share between 0 and 0.5, such as 0.05")
-    own = _name(now), now.run_started.iloc[0]
-    if any((_name(run), run.run_started.iloc[0]) == own for run in runs):
+    own, *others = [(_name(run), run.run_started.iloc[0]) for run in (now, *runs)]
+    if own in others:
         raise AnalysisError(f"{own[0]} is the run itself: name an earlier run as the base")
+    if twice := next((one for one in others if others.count(one) > 1), None):
+        raise AnalysisError(f"{twice[0]} is named twice as a base: its repeats would count twice")
 
 
 def _name(rows: pd.DataFrame) -> str:
@@ -371,10 +373,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = json.dumps(told.as_json(), indent=2, ensure_ascii=False) if options.json else "\n".join(told.lines())
         if options.output:
             Path(options.output).write_text(f"{text}\n", encoding="utf-8")
-        else:
-            print(text)
     except (AnalysisError, OSError) as error:
         return reported(error, options.output or options.run)
+    if not options.output:
+        print(text)
     return REGRESSION if told.regressed else 0
 
 

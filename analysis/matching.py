@@ -276,5 +276,8 @@ def values_of(key: Key, rows: pd.DataFrame) -> dict[int, float]:
     own = rows_of(key, rows)
     if key.metric not in own:
         return {}
-    pairs = zip(own.repeat, own[key.metric], strict=True)
-    return {int(repeat): float(value) for repeat, value in pairs if value == value and value is not None and value > 0}
+    told = own[key.metric].astype("float64").to_numpy()
+    # imported trials have no numbers: each is a round of its own
+    repeats = own["repeat"].astype("float64").to_numpy()
+    rounds = repeats if np.isfinite(repeats).all() else np.arange(len(own))
+    return {int(n): float(value) for n, value in zip(rounds, told, strict=True) if value > 0}

@@ -282,6 +282,25 @@ def test_invalid_trials_do_not_count() -> None:
     assert len(told.failed) == 1
 
 
+def test_trials_without_a_number_are_compared_too() -> None:
+    frames = [made(1), made(2, slow=all_slow(0.8))]
+    for frame in frames:
+        frame["repeat"] = pd.array([pd.NA] * len(frame), dtype="Int64")
+    assert len(judged(compare(frames[1], [frames[0]]))) == 12
+
+
+def test_traces_without_bytes_or_latencies_are_judged_by_their_time() -> None:
+    frames = [made(1), made(2, slow=all_slow(0.8))]
+    for frame in frames:
+        for name in ("bytes", "requests"):
+            frame[name] = pd.array([pd.NA] * len(frame), dtype="Int64")
+        for name in ("bandwidth_gib_s", "d2c_p50_us", "d2c_p99_us", "depth_mean", "request_bytes_mean"):
+            frame[name] = np.nan
+    one = next(one for one in compare(frames[1], [frames[0]]).regressions if one.members == 1)
+    assert one.metric == "duration_s"
+    assert one.cause == "the trials hold no single requests, so the trace tells no cause"
+
+
 def test_what_changed_in_the_environment_names_the_cells_it_touches() -> None:
     now, base = made(2, facts={"kernel": "6.19", "code": "b"}), made(1, facts={"code": "a"})
     xfs = now.cell.str.contains("xfs")
@@ -322,6 +341,19 @@ def test_a_run_is_not_its_own_base() -> None:
         compare(made(1), [made(1)])
     with pytest.raises(AnalysisError, match="no base"):
         compare(made(1), [])
+    with pytest.raises(AnalysisError, match="night-1 is named twice"):
+        compare(made(2), [made(1), made(1)])
+
+
+def test_a_base_that_lacks_cells_serves_for_the_others() -> None:
+    bases = [made(1), made(2, cells=CELLS[:2]), made(3, cells=CELLS[:1])]
+    told = compare(made(4, slow=all_slow(0.8)), bases)
+    assert told.judged == 12
+    single = {one.cell: one.repeats for one in told.regressions if one.members == 1}
+    assert single[text_of(CELLS[0])] == (5, 15)
+    assert single[text_of(CELLS[1])] == (5, 10)
+    assert single[text_of(CELLS[5])] == (5, 5)
+    assert compare(made(4), bases[1:]).judged == 4
 
 
 def test_the_page_fits_a_screen_and_json_has_all() -> None:
