@@ -78,6 +78,22 @@ class AnalysisActor:
         """See `RunStore.finish`."""
         return self._store.finish(fields)
 
+    def enter(self) -> int:
+        """See `RunStore.enter`."""
+        return self._store.enter()
+
+    def judge(self, bases: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+        """See `RunStore.judge`."""
+        return self._store.judge(bases)
+
+    def refresh_history(self) -> str:
+        """See `RunStore.refresh_history`."""
+        return self._store.refresh_history()
+
+    def retire(self, runs: int | None, size_bytes: int | None, used: Sequence[str]) -> list[str]:
+        """See `RunStore.retire`."""
+        return self._store.retire(runs, size_bytes, used)
+
     def draw(self) -> dict[str, Any]:
         """See `RunStore.draw`."""
         return self._store.draw()

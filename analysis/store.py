@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import profile, summary
+from analysis import history, judgement, ledger, profile, retention, summary
 from analysis.bucket import is_url
 from analysis.drawing import draw_run
 from analysis.errors import AnalysisError, StoreFull
@@ -286,6 +286,26 @@ class RunStore:
             (self._path / _MARKER).unlink(missing_ok=True)
             self.update(fields)
         return self._copy()
+
+    def enter(self) -> int:
+        """Enter the run's attempts in the ledger (`analysis.ledger.add`); return how many it lacked."""
+        return ledger.add(self._path)
+
+    def judge(self, bases: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+        """Compare the run with its bases; see `analysis.judgement.judge`."""
+        with self._telling_when_full():
+            return judgement.judge(self._path, bases)
+
+    def refresh_history(self) -> str:
+        """Draw the history of the run's sweep; return its page."""
+        with self._telling_when_full():
+            return str(history.write(self._path.parent))
+
+    def retire(self, runs: int | None, size_bytes: int | None, used: Sequence[str]) -> list[str]:
+        """Remove the runs of the sweep that are too many or too large; return what was done, a line each."""
+        keep = [self._path, *map(Path, used)]
+        going = retention.excess(self._path.parent, runs, size_bytes, keep)
+        return list(retention.remove(self._path.parent, going))
 
     def draw(self) -> dict[str, Any]:
         """Draw figures and report; see `analysis.drawing.draw_run`. `trouble` is that of the copy, see `finish`."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep import __version__, config, interrupt
+from sweep import __version__, baseline, config, interrupt, night
 from sweep.definition import Definition
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
 from sweep.home import RESULTS, results_of
@@ -36,6 +36,7 @@ examples
   python -m sweep conf/quickstart.yaml workload.sizes=[1GiB] storage.image_size=4GiB storage.path=/mnt/nvme0
   python -m sweep conf/quickstart.yaml --only 'fs == xfs'         some of its trials; those of a condition on axes
   python -m sweep conf/quickstart.yaml --resume                   go on with the newest run, and say why trials run
+  python -m sweep conf/nightly.yaml --baseline latest:7           run it, and compare it with the last seven nights
   python -m sweep.runs                                            the runs that there are
   python -m sweep --keys                                          every key a sweep file may hold, with its meaning
   python -m analysis results/quickstart                           draw the newest run's figures again
@@ -48,7 +49,8 @@ a sweep file
 
 exit codes
   0  all trials valid          2  wrong configuration, or no node can run a trial: nothing was started
-  3  some failed or invalid    130  interrupted; what had finished is kept
+  3  some failed or invalid    4  slower than the baseline, where that was judged, whatever else failed
+  130  interrupted; what had finished is kept
 """
 
 
@@ -83,6 +85,17 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the newest run: trials that are valid and unchanged are kept"
     )
     p.add_argument("--run", metavar="RUN", help="with --resume: the run to go on with, by its id or folder")
+    p.add_argument(
+        "--baseline",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="compare the run with an earlier one when it has ended: its id, its folder, latest, or latest:N for the "
+        "last N nights; can be repeated; exit code 4 where something regressed",
+    )
+    p.add_argument(
+        "--wait", metavar="TIME", type=_seconds, help="with --baseline: wait so long for another night to end: 30m, 2h"
+    )
     p.add_argument("--keys", action="store_true", help="print every key a sweep file may hold, and exit")
     p.add_argument("--version", action="version", version=f"offload-sweep {__version__}")
     return p
@@ -92,6 +105,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of 1 or more, not {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return night.seconds(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,13 +143,16 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise UserError(f"command line: {args.conf} is no sweep file: name that first, and overrides after it")
     if args.run is not None and not args.resume:
         raise UserError(f"command line: --run {args.run} says which run to go on with: add --resume")
+    if args.wait is not None and not args.baseline:
+        raise UserError("command line: --wait is for nights, which wait for one another: add --baseline latest")
+    baseline.check_words(args.baseline)
     sweep = config.load(args.conf, args.overrides)
     plan, selection = Grid(sweep), Selection(tuple(args.only), tuple(args.trial))
     plan.select(selection.of(plan.trials, sweep, plan.skipped))
     results = results_of(sweep.shared, args.results)
     if args.dry_run:
         resumed = find(results, sweep.name, args.run, at_head=args.address is not None) if args.resume else None
-        return dry_run(sweep, plan, results, args.address, resumed, args.keep)
+        return dry_run(sweep, plan, results, args.address, resumed, args.keep, args.baseline)
     from sweep.run import run_sweep
 
     return run_sweep(sweep, plan, _options(args, arguments, selection, results))
@@ -146,6 +169,8 @@ def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Sele
         fail_fast=args.fail_fast,
         resume=args.resume,
         run=args.run,
+        baseline=tuple(args.baseline),
+        wait_s=args.wait or 0.0,
     )
 
 

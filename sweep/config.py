@@ -19,7 +19,18 @@ from analysis import figures as drawing
 from analysis.errors import AnalysisError
 from sweep.cells import Cells
 from sweep.checks import interpolated, workload_kind
-from sweep.definition import REPEAT, SCENARIO, SECTIONS, WARMUP, Axis, Definition, OnImpossible, Order, Sweep
+from sweep.definition import (
+    REPEAT,
+    SCENARIO,
+    SECTIONS,
+    WARMUP,
+    Axis,
+    Definition,
+    OnImpossible,
+    Order,
+    Retention,
+    Sweep,
+)
 from sweep.errors import ConfigError, ImpossibleError, first_line
 from sweep.exposure import references, refuse_exposed
 from sweep.home import checked_place
@@ -28,6 +39,7 @@ from sweep.values import check_shape, documented, nearest, shown, typed
 from tasks import workloads
 from tasks.files import conf_dir
 from tasks.spec import Limits, NodeWish, Storage, Trace
+from tasks.units import parse_bytes
 
 #: A sweep file of more bytes, or of more values once its aliases are written out, is none.
 _MOST_BYTES, _MOST_VALUES = 16 << 20, 1_000_000
@@ -42,8 +54,8 @@ _AXIS = re.compile(r"((?:scales\.[^.]+\.)?(?:scenarios\.[^.]+\.)?)(grid|zip)\.(.
 
 #: Keys of the whole sweep, which one scenario cannot have.
 _OF_THE_WHOLE = (
-    *("name", "description", "figures", "order", "seed", "data", "cooldown_s", "on_impossible"),
-    *("extends", "scenarios", "scale", "scales"),
+    *("name", "description", "figures", "order", "seed", "data", "retention", "cooldown_s"),
+    *("on_impossible", "extends", "scenarios", "scale", "scales"),
 )
 
 
@@ -433,6 +445,7 @@ def _checked_cells(
     sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
     sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told), warmups=told["warmups"])
     sweep = replace(sweep, shared=checked_place(source, told["data"]["shared"]))
+    sweep = replace(sweep, retention=_retention(source, told["retention"]))
     sweep = replace(sweep, cooldown_s=told["cooldown_s"], on_impossible=OnImpossible[told["on_impossible"]])
     _cells_of(sweep)  # a value beneath an axis too must be one that sweep.yaml can hold
     return replace(sweep, figures=_chosen_figures(sweep, told["figures"]))
@@ -444,6 +457,17 @@ def _seed(source: str, told: Mapping[str, Any]) -> int | None:
     if told["seed"] is not None and not wanted:
         raise ConfigError(source, "seed", "would not be used", "set order: random")
     return random.randrange(1 << 32) if wanted and told["seed"] is None else told["seed"]
+
+
+def _retention(source: str, told: Mapping[str, Any]) -> Retention:
+    """Return which runs are kept, the size in bytes."""
+    runs, size = told["runs"], told["size"]
+    if runs is not None and runs < 1:
+        raise ConfigError(source, "retention.runs", f"must be 1 or more, or null for any number, not {runs}")
+    try:
+        return Retention(runs, None if size is None else parse_bytes(size))
+    except ValueError as e:
+        raise ConfigError(source, "retention.size", str(e)) from None
 
 
 #: The figure that is of ceilings alone.
@@ -603,6 +627,7 @@ def as_yaml(sweep: Sweep) -> str:
         value |= _cells_of(sweep)
     value |= {"figures": list(sweep.figures), "order": sweep.order.name, "seed": sweep.seed}
     value["data"] = {"shared": sweep.shared}
+    value["retention"] = {"runs": sweep.retention.runs, "size": sweep.retention.size}
     value |= {"cooldown_s": sweep.cooldown_s, "on_impossible": sweep.on_impossible.name}
     value = references(value)
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -43,6 +43,14 @@ class Data:
 
 
 @dataclass
+class Retention:
+    """Which runs of the sweep are kept when one has ended; what is removed stays in the ledger."""
+
+    runs: int | None = key(None, "so many, the newest; null: any number")
+    size: int | str | None = key(None, "the newest that together take no more, such as 50GiB; null: any size")
+
+
+@dataclass
 class Definition:
     """Keys of a sweep file. `workload` holds `kind` and the keys of that workload."""
 
@@ -73,6 +81,7 @@ class Definition:
     repeats: int = key(1, "trials of each cell")
     warmups: int = key(0, "trials of each cell that are run first and not counted")
     data: Data = key(Data, "where nodes put what they measured")
+    retention: Retention = key(Retention, "which runs of this sweep are kept when one has ended")
     cooldown_s: float = key(0.0, "rest of a drive between two trials on it, in seconds")
     on_impossible: OnImpossible = key(
         OnImpossible.error, "a cell that no node could run is an error, or left out with its reason told (skip)"
@@ -115,6 +124,7 @@ class Sweep:
     seed: int | None = None
     warmups: int = 0
     shared: str | None = None
+    retention: Retention = field(default_factory=Retention)
     cooldown_s: float = 0.0
     on_impossible: OnImpossible = OnImpossible.error
     scenarios: Mapping[str, Sweep] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_INTERRUPTED = 0, 2, 3, 130
+EXIT_VALID, EXIT_USER, EXIT_TRIALS, EXIT_REGRESSION, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
 
 
 #: More of one part of a message than this is cut; a hint may be longer, for it can be a list of keys.

@@ -46,14 +46,14 @@ def is_shared_folder(shared: str | None) -> bool:
     return shared is not None and "://" not in shared
 
 
-def check_at_head(head: str, shared: str | None) -> None:
-    """Raise ConfigError where a run cannot be gone on with from here: this is not its cluster's head, HOST:PORT.
+def check_at_head(head: str, shared: str | None, option: str = "--resume") -> None:
+    """Raise ConfigError where `option` needs earlier runs and this is not its cluster's head, HOST:PORT.
 
-    What it has finished, and the lock of its driver, are looked for on this machine's disk.
+    What they have finished, and the locks of their drivers, are looked for on this machine's disk.
     """
     if not is_shared_folder(shared) and not _is_own(head.rpartition(":")[0].strip("[]")):
         text = f"the results of a cluster are on its head, {head}, and this is another machine"
-        raise ConfigError("--resume", None, text, f"go on there, or keep results in a folder that all mount: {_KEY}")
+        raise ConfigError(option, None, text, f"run it there, or keep results in a folder that all mount: {_KEY}")
 
 
 def _is_own(ip: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from analysis.files import DRIVER_LOCK, STORE_LOCK, locked
+from analysis.files import held as in_use
 from sweep.errors import UserError
 from tasks.machine import user_name
 
@@ -56,20 +56,7 @@ def wait_for_writer(folder: Path) -> None:
 
 def driver(folder: Path) -> str | None:
     """Return in words who drives the run in `folder` now, or None where nobody does."""
-    if not (folder / DRIVER_LOCK).is_file():
-        return None
-    try:
-        lock = (folder / DRIVER_LOCK).open("r")
-    except OSError:
-        return None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(folder)
-        except OSError:
-            return None
-    return None
+    return _holder(folder) if in_use(folder / DRIVER_LOCK) else None
 
 
 def refuse_driven(folder: Path) -> None:

@@ -30,6 +30,8 @@ class Options:
     keep: bool = False
     resume: bool = False
     run: str | None = None
+    baseline: tuple[str, ...] = ()
+    wait_s: float = 0.0
 
     def again(self, folder: Path) -> str:
         """Return the command that goes on with the run in `folder` where it stopped, given secrets in the environment.

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweep import cluster, durations, home, lock
+from analysis.retention import Removal, excess
+from sweep import baseline, cluster, durations, home, lock
+from sweep.baseline import Baseline
 from sweep.definition import Order, Sweep
 from sweep.durations import Durations
 from sweep.errors import EXIT_VALID
@@ -24,15 +26,23 @@ from tasks.units import format_bytes, parse_bytes
 
 
 def dry_run(
-    sweep: Sweep, plan: Grid, results: Path, address: str | None, resumed: Path | None, keep: bool = False
+    sweep: Sweep,
+    plan: Grid,
+    results: Path,
+    address: str | None,
+    resumed: Path | None,
+    keep: bool = False,
+    baselines: Sequence[str] = (),
 ) -> int:
     """Print what would become of every trial, with `resumed` if that run is gone on with, and return the exit code.
 
-    With `keep` also how much the offload files that stay would take.
+    With `keep` also how much the offload files that stay would take; what it would be compared with, and which runs
+    would be removed then.
     Raises PlacementError after all that, where trials are impossible and the sweep does not leave those out.
     """
     if resumed:
         lock.refuse_driven(resumed)
+    base = baseline.find(results, sweep, plan, baselines, resumed) if baselines else None
     with _nodes(address) as placements:
         if address and resumed:
             home.check_at_head(cluster.head_address(), sweep.shared)
@@ -59,9 +69,22 @@ def dry_run(
         print(f"--keep leaves {_kept(runs)}")
     print(f"expected: {_expected(sweep, runs, placements, known)}")
     print(f"figures: {', '.join(sweep.figures)}")
+    if base:
+        print(printable(f"baseline: {base}"))
+    for one in _excess(sweep, results, resumed, base):
+        print(printable(f"would be removed then: run {one}"))
     plan.select(decisions.wanted())
     fit(sweep, plan, placements)
     return EXIT_VALID
+
+
+def _excess(sweep: Sweep, results: Path, resumed: Path | None, base: Baseline | None) -> Iterator[Removal]:
+    """Yield the runs that would be too many with this one; of its size nothing is known yet."""
+    runs = sweep.retention.runs
+    earlier = runs if runs is None or resumed else runs - 1
+    used = [one.folder for one in base.bases if one.folder] if base else []
+    assert not isinstance(sweep.retention.size, str)
+    yield from excess(results / sweep.name, earlier, sweep.retention.size, [*used, *([resumed] if resumed else [])])
 
 
 @contextmanager

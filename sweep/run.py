@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import StoreFull
-from sweep import cluster, head, home, interrupt, lock, progress, session
+from sweep import baseline, closing, cluster, head, home, interrupt, lock, night, progress, session
+from sweep.baseline import Baseline
 from sweep.config import as_yaml
 from sweep.definition import Sweep
 from sweep.ending import by_reason, conclude, tell_what_is_kept
@@ -51,14 +52,27 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     if options.address is None and not options.resume:
         fit(sweep, plan, Placements([here]))
     home.probe(sweep.source, sweep.shared)
-    if options.resume:
-        folder = find(options.results, sweep.name, options.run, at_head=options.address is not None)
-        _check_room(folder)
-    else:
-        folder = _new_folder(options.results, sweep.name)
+    at_head = options.address is not None
+    earlier = find(options.results, sweep.name, options.run, at_head) if options.resume else None
+    if not options.baseline:
+        return _in_folder(sweep, plan, options, here, earlier, None)
+    baseline.find(options.results, sweep, plan, options.baseline, earlier)  # a slip of the hand waits for nobody
+    with night.alone((options.results / sweep.name).absolute(), options.wait_s):
+        base = baseline.find(options.results, sweep, plan, options.baseline, earlier)
+        print(printable(f"baseline: {base}"), flush=True)
+        return _in_folder(sweep, plan, options, here, earlier, base)
+
+
+def _in_folder(
+    sweep: Sweep, plan: Grid, options: Options, here: Node, earlier: Path | None, base: Baseline | None
+) -> int:
+    """Run in a new folder, or in that of an `earlier` run, with the result compared to a `base`."""
+    if earlier:
+        _check_room(earlier)
+    folder = earlier or _new_folder(options.results, sweep.name)
     try:
         with lock.held(folder):
-            return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8]).drive(here)
+            return _Run(sweep, plan, options, folder, uuid.uuid4().hex[:8], base).drive(here)
     finally:
         with suppress(OSError):  # it holds runs, unless this was the first and never became one
             folder.parent.rmdir()
@@ -73,6 +87,7 @@ class _Run:
     options: Options
     folder: Path
     key: str
+    baseline: Baseline | None = None
 
     def drive(self, here: Node) -> int:
         """Run on this machine, or on the cluster that the options name."""
@@ -98,6 +113,8 @@ class _Run:
         from sweep.scheduler import Policy, Scheduler
 
         placements = Placements(nodes)
+        if self.options.address and self.baseline:
+            home.check_at_head(cluster.head_address(), self.sweep.shared, "--baseline")
         resumed = self._resumed(placements) if self.options.resume else None
         fit(self.sweep, self.plan, placements)
         self._tell_what_runs(resumed)
@@ -121,7 +138,13 @@ class _Run:
             print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
         if scheduler.stopped_by:
             self._tell_what_is_kept(f"stopped: {scheduler.stopped_by}", scheduler)
-        return conclude(scheduler.records, ended)
+        else:
+            closing.retire(actor, self.folder, self.sweep.retention, self.baseline)
+        if self.baseline is None:
+            return conclude(scheduler.records, ended)
+        closing.tell(actor, self.folder, ended["judged"])
+        judged = ended["judged"]
+        return night.exit_code(conclude(scheduler.records, ended), judged["regressed"] if judged else None)
 
     def _resumed(self, placements: Placements) -> Decisions:
         """Decide what of an earlier run is good, and leave out of the plan what is not worth running."""
@@ -170,19 +193,28 @@ class _Run:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
             trouble = ray.get(actor.finish.remote({"state": state, "ended": now()}))
+            closing.enter(actor, self.folder)
+            judged = self._judged(actor, view)
             view.say("drawing the figures")
             drawn = _draw(actor, self.folder)
             _tell_of_copy(drawn.get("trouble", trouble))
-            return drawn
+            return {**drawn, "judged": judged}
         except KeyboardInterrupt:
-            _stop(scheduler, actor, "interrupted")
+            _stop(scheduler, actor, self.folder, "interrupted")
             view.say("interrupted")
             self._tell_what_is_kept("interrupted", scheduler)
             return EXIT_INTERRUPTED
         except (ray.exceptions.RayError, StoreFull) as e:
-            _stop(scheduler, actor, "broken")
+            _stop(scheduler, actor, self.folder, "broken")
             self._tell_what_is_kept(f"stopped: {first_line(getattr(e, 'cause', None) or e)}", scheduler)
             return EXIT_TRIALS
+
+    def _judged(self, actor: Any, view: progress.Progress) -> Mapping[str, Any] | None:
+        """Return how the run compares with its baseline, None where it has none or cannot be judged."""
+        if self.baseline is None:
+            return None
+        view.say("comparing with the baseline")
+        return closing.judge(actor, self.folder, self.baseline)
 
     def _watch(self, scheduler: Scheduler) -> AbstractContextManager[None]:
         """Watch the head of the cluster that this run is on; where it goes, this process ends."""
@@ -210,7 +242,7 @@ def _draw(actor: Any, folder: Path) -> dict[str, Any]:
     return drawn
 
 
-def _stop(scheduler: Scheduler, actor: Any, state: str) -> None:
+def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str) -> None:
     """Cancel and clean up; further interrupts wait until that is done."""
     import ray
 
@@ -218,6 +250,7 @@ def _stop(scheduler: Scheduler, actor: Any, state: str) -> None:
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
         _tell_of_copy(ray.get(actor.finish.remote({"state": state, "ended": now()}), timeout=_FINISH_LIMIT_S))
+        closing.enter(actor, folder, _FINISH_LIMIT_S)
 
 
 def _tell_of_copy(trouble: str | None) -> None:

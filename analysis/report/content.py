@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from analysis import ceiling, provenance, stacks
+from analysis import ceiling, judgement, provenance, stacks
 from analysis.errors import AnalysisError
 from analysis.logs import tails
 from analysis.report import judged, measured, nodes
@@ -63,6 +63,7 @@ class Content:
     """All of a report."""
 
     run: Run
+    comparison: str | None
     facts: tuple[Fact, ...]
     tally: Mapping[str, int]
     findings: Table
@@ -92,6 +93,7 @@ def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
     reproduce = run.record.get("reproduce")
     return Content(
         run=run,
+        comparison=judgement.told(run),
         facts=_facts(run),
         tally=_tally(run),
         findings=judged.findings_table(run),

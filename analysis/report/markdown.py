@@ -36,6 +36,9 @@ def _parts(content: Content) -> Iterator[str]:
     words = {"missing": "planned, no result"}
     yield ", ".join(f"**{count}** {words.get(state, state)}" for state, count in content.tally.items())
     yield "\n".join(f"- {one.label}: {code(one.text) if one.code else escaped(one.text)}" for one in content.facts)
+    if content.comparison:
+        yield "## Against the nights before"
+        yield fenced(content.comparison)
     yield from _failures(content.bad)
     for table in (content.findings, content.advice):
         yield from _table(content, table)

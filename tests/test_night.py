@@ -1,0 +1,279 @@
+"""A night: alone, compared with what it names, told in one page and one exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import judgement, ledger, load_run
+from analysis.files import DRIVER_LOCK, locked
+from sweep import baseline, cli, night
+from sweep.config import load
+from sweep.errors import ConfigError, UserError
+from sweep.plan import Grid
+from tests.test_decisions import World, sweep_file, world
+from tests.test_runs import set_record
+
+__all__ = ["sweep_file", "world"]
+
+ROOT = Path(__file__).parent.parent
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+HOLD = "from pathlib import Path; import sys, time; from sweep import night\n"
+HOLD += "with night.alone(Path(sys.argv[1]), 0):\n    print('held', flush=True); time.sleep(60)\n"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Any:
+    """Another process, in the middle of a night of the sweep `s`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "s")], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_night_is_refused_and_told_who_holds_it(tmp_path: Path, other: Any) -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError) as told, night.alone(tmp_path / "s", 0):
+        pass
+    assert time.monotonic() - begun < 1
+    assert f"process {other.pid} of " in str(told.value)
+    assert f" on {os.uname().nodename}, since 20" in str(told.value)
+    assert "--wait" in str(told.value)
+    with night.alone(tmp_path / "t", 0):
+        pass  # of another sweep
+
+
+def test_a_night_that_was_killed_blocks_nobody(tmp_path: Path, other: Any) -> None:
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    with night.alone(tmp_path / "s", 0):
+        pass
+
+
+def test_a_night_waits_for_as_long_as_it_was_told(
+    tmp_path: Path, other: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"goes on after \d s"), night.alone(tmp_path / "s", 0.5):
+        pass
+    assert "waiting for another night of s: process" in capsys.readouterr().out
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill {other.pid}"])
+    with night.alone(tmp_path / "s", 30):
+        assert other.wait() != 0
+
+
+def test_times_to_wait() -> None:
+    assert [night.seconds(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
+    for text in ("", "5", "-1h", "2 h", "1d"):
+        with pytest.raises(ValueError, match="must be a time such as"):
+            night.seconds(text)
+
+
+def test_the_exit_code_of_a_night() -> None:
+    assert [night.exit_code(code, regressed) for code in (0, 3) for regressed in (False, True, None)] == [
+        *(0, 4, 3),
+        *(3, 4, 3),
+    ]
+
+
+# --- what it is compared with ----------------------------------------------------------------------------------------
+
+
+def made(world: World, name: str, day: int, **fields: Any) -> Path:
+    world.folder = world.results / "s" / name
+    started = f"2026-11-{day:02d}T02:00:00+00:00"
+    world.finish(world.plan(), started=started, ended=started)
+    set_record(world, run_id=name, started=started, **{"state": "finished"} | fields)
+    return world.folder
+
+
+def found(world: World, *words: str, resumed: Path | None = None, sweep: Any = None) -> list[tuple[str, bool]]:
+    sweep = sweep or load(str(world.file))
+    told = baseline.find(world.results, sweep, Grid(sweep), words, resumed)
+    return [(one.run, one.folder is not None) for one in told.bases]
+
+
+def test_latest_is_the_newest_finished_whole_run(world: World) -> None:
+    assert found(world, "latest") == []
+    for day in (1, 2, 3):
+        made(world, f"night{day}", day)
+    made(world, "some", 4, selection={"only": ["n == 1"], "trial": []})
+    made(world, "broken", 5, state="interrupted")
+    made(world, "both", 6, state="merged")
+    with locked(made(world, "now", 7) / DRIVER_LOCK):
+        assert found(world, "latest") == [("night3", True)]
+        assert found(world, "latest:2") == [("night2", True), ("night3", True)]
+        assert found(world, "latest:9") == [("night1", True), ("night2", True), ("night3", True)]
+        assert found(world, "night1", "latest") == [("night1", True), ("night3", True)]
+        assert found(world, "latest:2", "night3") == [("night2", True), ("night3", True)]
+
+
+def test_a_run_that_is_gone_on_with_is_compared_with_those_before_it(world: World) -> None:
+    folders = [made(world, f"night{day}", day) for day in (1, 2, 3)]
+    assert found(world, "latest:9", resumed=folders[1]) == [("night1", True)]
+    with pytest.raises(ConfigError, match="cannot be its own base"):
+        found(world, "night2", resumed=folders[1])
+
+
+def test_a_run_that_was_removed_is_found_in_the_ledger(world: World) -> None:
+    import shutil
+
+    for day in (1, 2, 3):
+        ledger.add(made(world, f"night{day}", day))
+    for name in ("night1", "night3"):
+        shutil.rmtree(world.results / "s" / name)
+    assert found(world, "latest") == [("night3", False)]
+    assert found(world, "latest:3") == [("night1", False), ("night2", True), ("night3", False)]
+    assert found(world, "night1") == [("night1", False)]
+    with pytest.raises(ConfigError, match=r"--baseline: night7 is no run of s\n  the runs of s: night2; or latest"):
+        found(world, "night7")
+
+
+def test_a_mistaken_baseline_is_refused(world: World, tmp_path: Path) -> None:
+    folder = made(world, "night1", 1)
+    sweep = load(str(world.file), ["name=other"])
+    with pytest.raises(ConfigError, match="is a run of 's', not of 'other'"):
+        found(world, str(folder), sweep=sweep)
+    with pytest.raises(ConfigError, match=r"night2 is no run of s\n  the runs of s: night1; or latest"):
+        found(world, "night2")
+    with pytest.raises(ConfigError, match=r"no trial of .*night1 is in this sweep"):
+        found(world, "night1", sweep=load(str(world.file), ["grid={workload.values.m: [1, 2]}"]))
+    for word in ("latest:", "latest:0", "latest:x", "latest:999"):
+        with pytest.raises(ConfigError, match="is no number of nights; write latest, or latest:N"):
+            found(world, word)
+    with locked(folder / DRIVER_LOCK), pytest.raises(ConfigError, match="night1 goes on"):
+        found(world, "night1")
+
+
+def test_a_mistake_on_the_command_line_starts_nothing(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = ["--results", str(world.results)]
+    for words, said in (
+        (["--baseline", "nowhere"], "nowhere is no run of s"),
+        (["--baseline", "latest:0"], "is no number of nights"),
+        (["--wait", "2h"], "--wait is for nights"),
+        (["--baseline", "latest", "--wait", "long"], "must be a time such as"),
+    ):
+        try:
+            code = cli.main([str(world.file), *results, *words])
+        except SystemExit as e:
+            code = int(str(e.code))
+        assert (code, said in capsys.readouterr().err) == (2, True)
+    assert not world.results.exists()
+
+
+def test_a_dry_run_tells_of_baseline_and_retention(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in (1, 2, 3):
+        made(world, f"night{day}", day)
+    words = ["--results", str(world.results), "--dry-run", "--baseline", "latest:2", "retention.runs=2"]
+    assert cli.main([str(world.file), *words]) == 0
+    out = capsys.readouterr().out
+    assert "baseline: night2, night3\n" in out
+    assert out.count("would be removed then: run night1 (") == 1
+    assert "would be removed then: run night2" not in out  # it is the baseline
+    assert not (world.results / "s" / night.LOCK).exists()
+
+
+# --- judged ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_first_night_says_so(world: World) -> None:
+    folder = made(world, "night1", 1)
+    told = judgement.judge(folder, [])
+    assert told["regressed"] is False
+    assert told["text"].startswith(judgement.FIRST)
+    assert "s, run night1: 4 trials: 4 valid\n" in told["text"]
+    assert judgement.told(load_run(folder)) == told["text"].rstrip()
+
+
+def test_a_base_of_the_ledger_is_as_good_as_its_folder(world: World) -> None:
+    import shutil
+
+    base, folder = made(world, "night1", 1), made(world, "night2", 2)
+    ledger.add(base)
+    whole = judgement.judge(folder, [("night1", str(base))])
+    shutil.rmtree(base)
+    assert judgement.judge(folder, [("night1", None)]) == whole
+    assert "s/night2 against s/night1" in whole["text"]
+
+
+# --- a whole one -----------------------------------------------------------------------------------------------------
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweep", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nights_as_a_timer_runs_them(sweep_file: Path, tmp_path: Path, state: Path) -> None:
+    results = tmp_path / "results"
+    words = [str(sweep_file), "--results", str(results), "retention.runs=2"]
+    first = run(*words, "--baseline", "latest:3")
+    assert first.returncode == 0, first.stderr
+    assert judgement.FIRST in first.stdout
+    second = run(*words, "--baseline", "latest:3")
+    assert second.returncode == 0, second.stderr
+    known = ledger.read(results / ledger.FILE)
+    assert known.run.nunique() == 2
+    folder = (results / "s" / "latest").resolve()
+    text = (folder / judgement.FILE).read_text()
+    assert text in second.stdout
+    assert text.splitlines()[0].startswith(f"s/{folder.name} against s/")
+    assert "Against the nights before" in (folder / "report.html").read_text()
+    assert "## Against the nights before" in (folder / "report.md").read_text()
+    assert (results / "s" / "history.html").is_file()
+    third = run(*words, "--baseline", "latest", "workload.argv=['false', '{n}', '{m}']")
+    assert third.returncode == 3, third.stderr
+    assert third.stdout.count("removed run ") == 1
+    frame = ledger.read(results / ledger.FILE)
+    assert frame.run.nunique() == 3
+    assert json.dumps(sorted(frame.verdict.unique())) == '["failed", "valid"]'
+    (results / ledger.FILE).write_bytes(b"junk")
+    fourth = run(*words)
+    assert fourth.returncode == 0, fourth.stderr
+    assert "this run is not in the ledger: " in fourth.stderr
+    assert "move it away" in fourth.stderr
+    assert "stays: " in fourth.stdout  # what is not in the ledger is not removed
+    assert (results / ledger.FILE).read_bytes() == b"junk"
+    last = third.stdout.rstrip().splitlines()[-1]
+    assert last.startswith("report:")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_an_interrupted_run_has_is_in_the_ledger_and_the_rest_once_it_is_gone_on_with(
+    sweep_file: Path, tmp_path: Path, state: Path
+) -> None:
+    results = tmp_path / "results"
+    slow = "workload.argv=['sh', '-c', 'sleep $0', '{n}', '{m}']"
+    words = [str(sweep_file), "--results", str(results), slow, "grid.workload.values.n=[0.1,30]", "repeats=1"]
+    process = subprocess.Popen([sys.executable, "-m", "sweep", *words, "--baseline", "latest"], cwd=ROOT)
+    end_s = time.monotonic() + 120
+    while not list(results.glob("s/2*/trials/*/trial.json")):
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    frame = ledger.read(results / ledger.FILE)
+    assert (frame.trial.nunique(), set(frame.run_state)) == (1, {"interrupted"})
+    done = run(*words, "--resume", "limits.time_limit_s=5", "--baseline", "latest")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert judgement.FIRST in done.stdout
+    told = ledger.read(results / ledger.FILE).drop_duplicates([*ledger.KEY])
+    # the first trial twice, for another limit made it stale
+    assert sorted(told.verdict) == ["failed", "valid", "valid"]

@@ -1,0 +1,94 @@
+"""Three nights on a drive in memory: the second like the first, in the third the drive is held to 85 % of its speed.
+
+The drive is a loop device on tmpfs with a filesystem, on which trials make their images as on a disk. A cgroup (v1
+blkio) holds it to a stated speed in all three nights, one that this machine reaches whatever else it does: what such
+a device could do without depends on its two processors, and is another thing every minute. The throttle is of the
+drive and not of the trial's own loop device: requests that a throttle holds back are not issued yet, so on the traced
+device itself it would show as fewer requests in flight and not as latency.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from analysis import ledger
+from tests import drive
+
+ROOT = Path(__file__).parent.parent
+MIB = 1 << 20
+#: What the drive does, in bytes per second; it must be able to do more than twice as much.
+RATE = 64 * MIB
+SHARE = 0.85
+
+SWEEP = """\
+name: throttled
+workload: {kind: tensor_io, sizes: [32MiB], apis: [aio], loops: 8, block_size: 1MiB, queue_depth: 16}
+storage: {path: PLACE, image_size: 384MiB, queue: {max_sectors_kb: 128}}
+ceiling: {enabled: false}
+grid: {storage.fs: [ext4, xfs]}
+repeats: 5
+figures: []
+"""
+
+
+@pytest.fixture
+def slow_drive(tmp_path: Path) -> Iterator[drive.Drive]:
+    if not drive.throttles():
+        pytest.skip("this machine has no cgroup v1 blkio, by which a drive is slowed down")
+    with drive.made(tmp_path, 2 << 30) as found:
+        assert found.write_bytes_s(256 * MIB) > 2 * RATE
+        found.slow_down(RATE, RATE)
+        assert found.write_bytes_s(256 * MIB) == pytest.approx(RATE, rel=0.1)
+        yield found
+
+
+def night(conf: Path, results: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweep", str(conf), "--results", str(results), "--baseline", "latest:2"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+
+
+@pytest.mark.root
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_slower_drive_is_found_in_the_night_it_became_so(
+    slow_drive: drive.Drive, tmp_path: Path, state: Path
+) -> None:
+    conf, results = tmp_path / "throttled.yaml", tmp_path / "results"
+    conf.write_text(SWEEP.replace("PLACE", str(slow_drive.folder)))
+    first = night(conf, results)
+    assert (first.returncode, "this is the first" in first.stdout) == (0, True), first.stderr
+    second = night(conf, results)
+    assert (second.returncode, "No regression" in second.stdout) == (0, True), second.stdout + second.stderr
+    slow_drive.slow_down(SHARE * RATE, SHARE * RATE)
+    third = night(conf, results)
+    assert third.returncode == 4, third.stdout + third.stderr
+    folder = (results / "throttled" / "latest").resolve()
+    text = (folder / "comparison.txt").read_text()
+    print(text)
+    assert text in third.stdout
+    assert "REGRESSION: 4 of 4 measures slower" in text
+    told = json.loads((folder / "comparison.json").read_text())
+    single = [one for one in told["regressions"] if one["members"] == 1]
+    assert {(json.loads(one["cell"])["fs"], one["phase"].split()[0]) for one in single} == {
+        (fs, phase) for fs in ("ext4", "xfs") for phase in ("store", "load")
+    }
+    for one in single:
+        assert one["change"] == pytest.approx(SHARE - 1, abs=0.04)
+        assert one["interval"][0] <= one["change"] <= one["interval"][1] < -0.05
+        assert one["p"] <= 0.05
+        assert re.search(r"D2C \w+ \+\d+ %.*request sizes", one["cause"])
+        assert "the drive" in one["cause"]
+        assert "slower" in one["cause"]
+        assert one["cause"] in text
+    frame = ledger.read(results / ledger.FILE)
+    assert frame.run.nunique() == 3
+    assert {json.loads(cell)["fs"] for cell in frame.cell.unique()} == {"ext4", "xfs"}
+    assert (results / "throttled" / "history.html").is_file()
