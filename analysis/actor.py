@@ -39,9 +39,18 @@ class AnalysisActor:
         """See `RunStore.meet`."""
         self._store.meet(node)
 
-    def expect(self, slug: str, token: str) -> None:
+    def plan(self, entries: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any]) -> None:
+        """See `RunStore.plan`."""
+        self._store.plan(entries, outcome)
+
+    def expect(self, slug: str, token: str, metric: str | None = None) -> None:
         """See `RunStore.expect`."""
-        self._store.expect(slug, token)
+        self._store.expect(slug, token, metric)
+
+    @ray.method(concurrency_group="publications")  # type: ignore[untyped-decorator]
+    def observe(self, slug: str, metric: str) -> dict[str, Any]:
+        """See `RunStore.observe`."""
+        return self._store.observe(slug, metric)
 
     def home(self) -> dict[str, Any] | None:
         """See `RunStore.home`."""

@@ -84,7 +84,7 @@ class _Run:
                 print(printable(text), file=sys.stderr)
         if self.options.resume:
             lock.wait_for_writer(self.folder)
-        what = f"{self.sweep.name}: {progress.counted(len(self.plan.trials), 'trial')}"
+        what = f"{self.sweep.name}: {self.plan.size}"
         print(f"{what}; {f'joining {address}' if address else 'starting Ray'}", flush=True)
         nodes_of: AbstractContextManager[list[Node]] = cluster.joined(address) if address else cluster.local(here)
         try:
@@ -121,7 +121,8 @@ class _Run:
             print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
         if scheduler.stopped_by:
             self._tell_what_is_kept(f"stopped: {scheduler.stopped_by}", scheduler)
-        return conclude(scheduler.records, ended)
+        code = conclude(scheduler.records, ended, self.plan.told())
+        return EXIT_TRIALS if self.plan.trouble else code
 
     def _resumed(self, placements: Placements) -> Decisions:
         """Decide what of an earlier run is good, and leave out of the plan what is not worth running."""
@@ -169,18 +170,18 @@ class _Run:
         try:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
-            trouble = ray.get(actor.finish.remote({"state": state, "ended": now()}))
+            trouble = ray.get(actor.finish.remote({"state": state, **_ending(self.plan)}))
             view.say("drawing the figures")
             drawn = _draw(actor, self.folder)
             _tell_of_copy(drawn.get("trouble", trouble))
             return drawn
         except KeyboardInterrupt:
-            _stop(scheduler, actor, "interrupted")
+            _stop(scheduler, actor, "interrupted", self.plan)
             view.say("interrupted")
             self._tell_what_is_kept("interrupted", scheduler)
             return EXIT_INTERRUPTED
         except (ray.exceptions.RayError, StoreFull) as e:
-            _stop(scheduler, actor, "broken")
+            _stop(scheduler, actor, "broken", self.plan)
             self._tell_what_is_kept(f"stopped: {first_line(getattr(e, 'cause', None) or e)}", scheduler)
             return EXIT_TRIALS
 
@@ -194,7 +195,7 @@ class _Run:
         return head.watched(cluster.head_address(), conclude_alone) if self.options.address else nullcontext()
 
     def _tell_what_is_kept(self, why: str, scheduler: Scheduler) -> None:
-        tell_what_is_kept(why, scheduler.records, len(self.plan.trials), self.folder, self.options)
+        tell_what_is_kept(why, scheduler.records, self.plan.size, self.folder, self.options)
 
 
 def _draw(actor: Any, folder: Path) -> dict[str, Any]:
@@ -210,14 +211,20 @@ def _draw(actor: Any, folder: Path) -> dict[str, Any]:
     return drawn
 
 
-def _stop(scheduler: Scheduler, actor: Any, state: str) -> None:
+def _ending(plan: Grid) -> dict[str, Any]:
+    """Return what `run.json` tells of a run only once it has ended."""
+    outcome = plan.outcome()
+    return {"ended": now()} | ({} if outcome is None else {"adaptive": outcome})
+
+
+def _stop(scheduler: Scheduler, actor: Any, state: str, plan: Grid) -> None:
     """Cancel and clean up; further interrupts wait until that is done."""
     import ray
 
     interrupt.ignore()
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
-        _tell_of_copy(ray.get(actor.finish.remote({"state": state, "ended": now()}), timeout=_FINISH_LIMIT_S))
+        _tell_of_copy(ray.get(actor.finish.remote({"state": state, **_ending(plan)}), timeout=_FINISH_LIMIT_S))
 
 
 def _tell_of_copy(trouble: str | None) -> None:

@@ -521,7 +521,7 @@ def test_no_roofline_where_no_ceiling_is_measured(file: Any, stated: dict[str, A
 
 def test_every_key_is_documented() -> None:
     rows = {**dict(documented(Definition)), **dict(documented(tensor_io.Config, "workload."))}
-    sections = {*SECTIONS, "data"}
+    sections = {*SECTIONS, "data", "search"}
     tops = {f.name for f in fields(Definition)} - sections
     assert tops <= set(rows)
     for section in sections:

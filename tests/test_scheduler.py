@@ -13,7 +13,7 @@ import pytest
 
 from sweep.membership import Changes
 from sweep.placement import Node, Placement, Placements
-from sweep.plan import Trial
+from sweep.plan import Grid, Trial
 from tasks.machine import Offer
 from tasks.spec import TrialSpec
 
@@ -109,15 +109,11 @@ class Script:
         pass
 
 
-class Plan:
+class Plan(Grid):
     """All these trials at once."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        self._trials = list(trials)
-
-    def next_trials(self, finished: object) -> list[Trial]:
-        trials, self._trials = self._trials, []
-        return trials
+        self.trials, self._asked = tuple(trials), False
 
 
 def trials(count: int, node: str | None = None) -> list[Trial]:
