@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from pathlib import Path
 from typing import Any
 
 from analysis import measures
-from analysis.errors import AnalysisError, nearest
+from analysis.errors import AnalysisError
 from analysis.measures import ENGINE, Measure
 from analysis.metrics import WHOLE
 from analysis.profile import profile
@@ -57,7 +58,9 @@ def _of_span(trial_dir: str | Path, measure: Measure) -> float:
 
 
 def _told(phase: str, phases: list[str]) -> str:
-    return f"{nearest(phase, phases, len(phases))} phases: {', '.join(phases)}"
+    near = difflib.get_close_matches(phase, phases, 1, 0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}phases: {', '.join(phases)}"
 
 
 def _is_number(value: Any) -> bool:

@@ -37,6 +37,10 @@ def _parts(content: Content) -> Iterator[str]:
     yield ", ".join(f"**{count}** {words.get(state, state)}" for state, count in content.tally.items())
     yield "\n".join(f"- {one.label}: {code(one.text) if one.code else escaped(one.text)}" for one in content.facts)
     yield from _failures(content.bad)
+    for one in content.chosen:
+        yield from _table(content, one.table)
+        if one.figure:
+            yield _figure(content, one.figure)
     for table in (content.findings, content.advice):
         yield from _table(content, table)
     if content.figures:
