@@ -166,7 +166,11 @@ class _Searched:
     def _row(self, path: search.Path, place: int, judged: Mapping[int, search.Judged]) -> dict[str, Any]:
         own = path.seen[place]
         low, high = own.interval() or (None, None)
-        why = [f"{step.why} ({counted(step.trials, 'trial')})" for step in path.steps if step.place == place]
+        reasons: dict[str, int] = {}
+        for step in path.steps:
+            if step.place == place:
+                reasons[step.why] = reasons.get(step.why, 0) + step.trials
+        why = [f"{reason} ({counted(trials, 'trial')})" for reason, trials in reasons.items()]
         told = {"value": self._value(place), "trials": own.ended, "values": list(own.values), "bad": list(own.bad)}
         told |= {"median": own.median, "low": low, "high": high, "why": why}
         return told | {"meets": judged[place].meets, "sure": judged[place].sure}
@@ -243,10 +247,14 @@ class Adaptive(Grid):
     # --- what is told ------------------------------------------------------------------------------------------------
 
     @property
+    def least(self) -> int:
+        """How many trials there are at least: those that were asked for, or that a sweep like this one needs."""
+        return max(len(self._chosen), len(self.extent()[0]) if self.is_open else 0)
+
+    @property
     def size(self) -> str:
         """How many trials there are, in words."""
-        known = max(len(self._chosen), len(self.extent()[0]))
-        return f"{'at least ' if self.is_open else ''}{counted(known, 'trial')}"
+        return f"{'at least ' if self.is_open else ''}{counted(self.least, 'trial')}"
 
     def extent(self) -> tuple[Sequence[Trial], Sequence[Trial]]:
         """Return trials as many, and of such cells, as are run at least and at most, with their warm-ups."""

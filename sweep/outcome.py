@@ -29,7 +29,7 @@ def rules(scenario: str | None, part: Sweep) -> list[str]:
 def target_text(told: Mapping[str, Any]) -> str:
     """Return a target as one reads it: `read.d2c_p99_us <= 200`."""
     sign, limit = ("<=", told["at_most"]) if told["at_most"] is not None else (">=", told["at_least"])
-    return f"{told['metric']} {sign} {limit:g}"
+    return f"{told['metric']} {sign} {limit:.15g}"
 
 
 def search_lines(told: Mapping[str, Any]) -> list[str]:

@@ -87,6 +87,11 @@ class Grid:
         return self.trials
 
     @property
+    def least(self) -> int:
+        """How many trials there are at least."""
+        return len(self.trials)
+
+    @property
     def size(self) -> str:
         """How many trials there are, in words."""
         return counted(len(self.trials), "trial")

@@ -154,8 +154,8 @@ class Scheduler:
         """Record trials that a plan chose late, and show how many there are by now."""
         if (outcome := self._plan.outcome()) is not None:
             self._actor.plan.remote([plan_entry(trial) for trial in new], outcome)
-            left = sum(trial.id not in self._reused for trial in self._plan.planned)
-            self._progress.planned(left, self._plan.is_open)
+            reused = sum(trial.id in self._reused for trial in self._plan.planned)
+            self._progress.planned(self._plan.least - reused, self._plan.is_open)
 
     def _observe_finished(self) -> None:
         """Add to the records of an earlier driver what the plan asks of them."""

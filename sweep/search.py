@@ -9,6 +9,7 @@ same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,8 @@ def _check_target(source: str, search: Search) -> None:
     stated = [name for name in ("at_most", "at_least") if vars(search)[name] is not None]
     if len(stated) != 1:
         raise ConfigError(source, f"search.{stated[0] if stated else 'at_most'}", "state one of at_most and at_least")
+    if not math.isfinite(vars(search)[stated[0]]):
+        raise ConfigError(source, f"search.{stated[0]}", f"must be a number, not {vars(search)[stated[0]]}")
     if search.confirm < 1:
         raise ConfigError(source, "search.confirm", f"must be 1 or more, not {search.confirm}")
     if not search.confirm <= search.max <= _MOST_VALUES:
@@ -80,7 +83,7 @@ def _ranged(values: Mapping[str, Any]) -> list[int]:
     try:
         first, last = int(values["from"]), int(values["to"])
         step, factor = int(values.get("step") or 0), int(values.get("factor") or 0)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return []
     found: list[int] = []
     while first <= last and len(found) <= _MOST_VALUES:

@@ -162,3 +162,19 @@ def test_a_resumed_plan_counts_what_it_has(tmp_path_factory: pytest.TempPathFact
     _, rest = driven(again, measure, {name: finished[name] for name in ran[:stop]})
     assert set(rest) == set(ran[stop:])
     assert again.outcome() == whole.outcome()
+
+
+def test_a_dry_run_says_from_how_many_to_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sweep.cli import main
+
+    storage = {"kind": "directory", "path": str(tmp_path), "fs": "auto"}
+    keys = {"workload": {"kind": "command", "argv": ["true"]}, "storage": storage, "trace": {"tracer": "diskstats"}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**keys, "ceiling": {"enabled": False}, "repeats": RULE}))
+    assert main([str(tmp_path / "s.yaml"), "--dry-run", "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "s: 3 to 10 trials of 10 trials that could be, 1 cell",
+        "3 to 10 repeats of each cell, until the 95 % confidence interval of duration_s is within 5 % of its mean",
+        "  and of these cells up to 7 further repeats, as far as they are needed",
+    ):
+        assert line in out.splitlines(), out

@@ -263,6 +263,8 @@ def test_what_was_run_runs_it_again(tmp_path: Path) -> None:
         ({}, ["search.at_least=3"], r"search\.at_most: state one of at_most and at_least"),
         ({}, ["search.at_most=null"], r"search\.at_most: state one of"),
         ({}, ["search.at_most=low"], r"search\.at_most: must be a number, not 'low'"),
+        ({}, ["search.at_most=.nan"], r"search\.at_most: must be a number, not nan"),
+        ({}, ["search.values={from: .inf, to: 8, step: 1}"], r"search\.values\.from: must be a whole number"),
         ({}, ["search.values=[1]"], r"search\.values: must be a list of two values or more"),
         ({}, ["search.values=[4,2,8]"], r"search\.values: must be in ascending order.*\n.*\[2, 4, 8\]"),
         ({}, ["search.values=[4,4,8]"], r"search\.values: lists a value twice"),

@@ -41,7 +41,7 @@ def title_of(told: Mapping[str, Any]) -> str:
     """Return what a search is for, in words."""
     cell = ", ".join(f"{name} {cell_text(value)}" for name, value in (told.get("cell") or {}).items())
     sign, limit = ("≤", told.get("at_most")) if told.get("at_most") is not None else ("≥", told.get("at_least"))
-    return f"{told['find']} {told['axis']} with {told['metric']} {sign} {limit:g}".capitalize() + (
+    return f"{told['find']} {told['axis']} with {told['metric']} {sign} {limit:.15g}".capitalize() + (
         f": {cell}" if cell else ""
     )
 
@@ -114,7 +114,7 @@ def _found(base: alt.Chart, x: alt.X, target: float, told: Mapping[str, Any]) ->
     """Return the line of the target with its name, and a band at the value that was found."""
     line = alt.Chart(alt.InlineData(values=[{"target": target}]))
     rule = line.mark_rule(strokeDash=[6, 4], color=theme.INK, strokeWidth=1.3).encode(y="target:Q")
-    words = line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, color=theme.INK, text=f"target {target:g}")
+    words = line.mark_text(align="right", dx=-4, dy=-6, fontSize=11, color=theme.INK, text=f"target {target:,.15g}")
     name = words.encode(y="target:Q", x=alt.value(theme.WIDTH))
     if told.get("answer") is None:
         return [rule, name]

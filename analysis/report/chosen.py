@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.figures import Drawn
 from analysis.figures.search import NAME, answer_of, name_of, searches, title_of
-from analysis.report.table import Column, Row, Table, number, text
+from analysis.report.table import NOTHING, Column, Row, Table, number, text
 from analysis.run import Run
 from analysis.selection import cell_text
 from analysis.units import number_text
@@ -72,7 +72,7 @@ def _tried(order: int, row: Mapping[str, Any], told: Mapping[str, Any]) -> Row:
             text(cell_text(row["value"])),
             number(row["trials"], str(row["trials"])),
             number(row["median"], "" if row["median"] is None else number_text(row["median"])),
-            number(middle, span),
+            NOTHING if middle is None else number(middle, span),
             text(verdict + answer),
             text(why),
         )
