@@ -76,7 +76,7 @@ def test_a_search_finds_what_the_grid_finds_in_fewer_trials(
     largest = max(depth for depth in measured.index if (measured[measured.index <= depth] <= target).all())
     assert (found["answer"], found["beyond"]) == (largest, beyond)
     assert found["trials"] == len(record["plan"]) < found["grid"] == len(DEPTHS) * REPEATS
-    assert {entry["id"] for entry in record["plan"]} < set(load_run(whole).trials().trial)
+    assert {entry["id"] for entry in record["plan"]} < set(load_run(whole).trials().id)
     told = f"largest depth with read.d2c_p99_us <= {target:.15g}: {largest} ({found['trials']} trials; the grid has 24)"
     assert told in out
     check_report(run)

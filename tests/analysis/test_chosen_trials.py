@@ -54,7 +54,7 @@ def test_page_and_markdown_tell_what_was_tried_and_why(tmp_path: Path) -> None:
     for text in pages:
         for words in (
             "Search: Largest depth with read.d2c_p99_us ≤ 200: fs xfs",
-            "2 meets it, 4 does not (7 trials; the grid has 12)",
+            "2 meets it, 4 does not, uncertain (7 trials; the grid has 12)",
             "the middle of 1 to 8 (1 trial)",
             "yes, uncertain: decided by the median, the answer",
             "not valid: 1 (failed; out of memory)",
