@@ -236,9 +236,8 @@ class Adaptive(Grid):
     def metric(self, trial: Trial) -> str | None:
         """Return the metric of a finished trial that the plan must know."""
         part = self._part(trial)
-        return (
-            None if trial.warmup else part.until.metric if part.until else part.search.metric if part.search else None
-        )
+        rule = part.until or part.search
+        return rule.metric if rule and not trial.warmup else None
 
     def turn(self, trial: Trial) -> int | None:
         """Return the trial's place in the order of all, however late it is asked for."""
@@ -258,8 +257,8 @@ class Adaptive(Grid):
 
     def extent(self) -> tuple[Sequence[Trial], Sequence[Trial]]:
         """Return trials as many, and of such cells, as are run at least and at most, with their warm-ups."""
-        least, most = zip(*(unit.extent() for unit in self._units), strict=True)
-        return self._warmed(least), self._warmed(most)
+        parts = [unit.extent() for unit in self._units]
+        return self._warmed(least for least, _ in parts), self._warmed(most for _, most in parts)
 
     def _warmed(self, parts: Iterable[Sequence[Trial]]) -> list[Trial]:
         own = [trial for part in parts for trial in part]

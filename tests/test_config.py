@@ -548,11 +548,11 @@ def test_a_sweep_has_its_own_name_not_that_of_what_it_extends(tmp_path: Path) ->
     assert (sweep.name, sweep.description) == ("own", "d")
 
 
-# --- the page about it -----------------------------------------------------------------------------------------------
+# --- the pages about it ----------------------------------------------------------------------------------------------
 
-EXAMPLES = re.findall(
-    r"```yaml\n(.*?)```", (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text(), re.DOTALL
-)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("sweeps.md", "search.md")
+EXAMPLES = [text for page in PAGES for text in re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)]
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

@@ -102,6 +102,12 @@ def test_before_anything_ran_its_size_is_told(tmp_path: Path) -> None:
     assert found.rules() == [text]
 
 
+def test_a_plan_of_which_nothing_is_left_has_no_trials(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    found.select([])
+    assert (found.next_trials({}), found.size, found.told()) == ((), "0 trials", [])
+
+
 def test_scenarios_have_their_own(tmp_path: Path) -> None:
     parts = {"a": {}, "b": {"repeats": 2}, "c": {"repeats": {"rel": 0.5, "metric": "all.iops"}}}
     found = plan(tmp_path, grid={}, scenarios=parts)
