@@ -39,9 +39,18 @@ class AnalysisActor:
         """See `RunStore.meet`."""
         self._store.meet(node)
 
-    def expect(self, slug: str, token: str) -> dict[str, Any] | None:
+    def plan(self, entries: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any]) -> None:
+        """See `RunStore.plan`."""
+        self._store.plan(entries, outcome)
+
+    @ray.method(concurrency_group="publications")  # type: ignore[untyped-decorator]
+    def observe(self, slug: str, metric: str) -> dict[str, Any]:
+        """See `RunStore.observe`."""
+        return self._store.observe(slug, metric)
+
+    def expect(self, slug: str, token: str, metric: str | None = None) -> dict[str, Any] | None:
         """Expect an attempt, see `RunStore.expect`, and return where its files go, see `RunStore.home`."""
-        self._store.expect(slug, token)
+        self._store.expect(slug, token, metric)
         return self._store.home()
 
     def declare(self, slug: str, token: str, files: Sequence[Mapping[str, Any]]) -> None:

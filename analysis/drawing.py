@@ -9,6 +9,7 @@ from typing import Any
 from analysis import stacks
 from analysis.figures import ALWAYS, MOST_BESIDES, WITH_TABLE, Drawn, by_hand, draw, figure
 from analysis.figures.metric import numeric_axes
+from analysis.figures.search import searches
 from analysis.report import write_report
 from analysis.run import Run, load_run
 
@@ -19,6 +20,8 @@ def figure_names(run: Run) -> tuple[list[str], list[str]]:
     besides = [name for name, table in WITH_TABLE.items() if any(trial.table(table) for trial in run.published)]
     if not any(name.partition(":")[0] == "metric" for name in asked) and numeric_axes(run.published):
         besides.append("metric")
+    if searches(run):
+        besides.append("search")
     if any(stacks.recorded(trial) for trial in run.published):
         besides.append("flamegraph")
     return asked, [*ALWAYS, *besides]

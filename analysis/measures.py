@@ -94,7 +94,12 @@ def parse(text: str) -> Measure:
     measured, at, axis = text.strip().rpartition("@")
     if not at or not measured or not _AXIS.fullmatch(axis):
         raise AnalysisError(f"{text!r} is no measure against an axis; write {SYNTAX}")
-    phase, slash, rest = measured.rpartition("/")
+    return named(measured, axis)
+
+
+def named(measured: str, axis: str = "") -> Measure:
+    """Return the measure called so, such as `decode/read.d2c_p99_us`; raise AnalysisError as `parse`."""
+    phase, slash, rest = measured.strip().rpartition("/")
     op, dot, name = rest.partition(".")
     if dot and op in OPERATIONS:
         _check(name, PROFILE, f"{op}.")

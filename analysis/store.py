@@ -23,6 +23,7 @@ from analysis.errors import AnalysisError, StoreFull
 from analysis.files import STORE_LOCK, locked, sync, write_bytes
 from analysis.intake import check_nothing_else, checked_files, record_text, verify
 from analysis.mirror import Mirror
+from analysis.observed import observed
 from analysis.run import load_run, load_trial
 from analysis.units import bytes_text
 
@@ -71,6 +72,8 @@ class RunStore:
         self._incoming: dict[str, _Incoming] = {}
         self._published: dict[str, str] = {}
         self._given_up: set[str] = set()
+        self._asked: dict[str, str] = {}
+        self._observed: dict[tuple[str, str], dict[str, Any]] = {}
         self._closed = False
         self._summary = summary.Growing(self._path / "summary.parquet")
         self._guard, self._large = threading.RLock(), threading.Lock()
@@ -156,8 +159,14 @@ class RunStore:
         others = [one for one in self._record.get("nodes") or [] if one.get("hostname") != node["hostname"]]
         self.update({"nodes": [*others, node]})
 
-    def expect(self, slug: str, token: str) -> None:
-        """Let the attempt `token`, and no earlier one, write to the trial `slug`."""
+    def plan(self, entries: Sequence[Mapping[str, Any]], outcome: Mapping[str, Any]) -> None:
+        """Take trials into the plan of `run.json` that are to run too, and what the plan chose until now."""
+        known = self._record.get("plan") or []
+        there = {entry.get("id") for entry in known}
+        self.update({"plan": [*known, *(one for one in entries if one["id"] not in there)], "adaptive": dict(outcome)})
+
+    def expect(self, slug: str, token: str, metric: str | None = None) -> None:
+        """Let the attempt `token`, and no earlier one, write to the trial `slug`; of it a `metric` may be asked for."""
         if not (_SLUG.fullmatch(slug) and _SLUG.fullmatch(token)):
             raise AnalysisError(f"{slug!r} or {token!r} cannot name a folder")
         with self._guard:
@@ -165,6 +174,7 @@ class RunStore:
                 raise AnalysisError(f"{slug}: attempt {token} was given up before it began")
             earlier = self._attempts.get(slug)
             self._attempts[slug] = token
+            self._asked |= {slug: metric} if metric else {}
             self._incoming.pop(slug, None)
         if earlier:
             shutil.rmtree(self._folder(slug, earlier), ignore_errors=True)
@@ -243,6 +253,22 @@ class RunStore:
             self._mirror.complete(slug, token, names, text, lambda: self._published.get(slug) == token)
         if not record.get("warmup"):
             self._add_to_summary(slug, token, final, sum(file["size_bytes"] for file in files))
+            if slug in self._asked and record["verdict"]["state"] == "valid":
+                # now, before its node is told that it is done: nothing of ours computes while a node measures
+                self._observed[slug, token] = self._observe(final, self._asked[slug])
+
+    def observe(self, slug: str, metric: str) -> dict[str, Any]:
+        """Return a metric of a published trial, or why it has none (`analysis.observed`)."""
+        known = self._observed.get((slug, self._published.get(slug, "")))
+        if known is not None and self._asked.get(slug) == metric:
+            return known
+        return self._observe(self._path / "trials" / slug, metric)
+
+    def _observe(self, trial: Path, metric: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"missing": "its data cannot be analysed"}
+        with contextlib.suppress(Exception), self._large:
+            found = observed(trial, metric)
+        return found
 
     def published(self, slug: str, token: str) -> dict[str, Any] | None:
         """Return the record that the attempt `token` published of the trial `slug`, or None where it did not."""

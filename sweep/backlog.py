@@ -1,6 +1,6 @@
 """Trials that wait for a node, found in the order of the plan without looking at all of them for every node.
 
-All trials of a cell run on the node that took its first, or their spread would be that of the nodes.
+All trials of a cell, or of a search, run on the node that took its first, or their spread would be that of the nodes.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ class Backlog:
     def __bool__(self) -> bool:
         return next(self._all(), None) is not None
 
-    def push(self, trial: Trial, attempt: int = 1) -> None:
-        """Add a trial after all others, or before them where it is tried again."""
-        self._put(Waiting(next(self._later if attempt == 1 else self._sooner), trial, attempt))
+    def push(self, trial: Trial, attempt: int = 1, turn: int | None = None) -> None:
+        """Add a trial at its `turn` (1 or more), without one after all others; before them where it is tried again."""
+        if turn is None or attempt > 1:
+            turn = next(self._later if attempt == 1 else self._sooner)
+        self._put(Waiting(turn, trial, attempt))
 
     def settle(self, trial: Trial, node: Node) -> None:
         """Make `node` the home of the trial's cell, as one that ran a trial of it before."""
-        self._homes[_cell_key(trial)] = node.ray_id
+        self._homes[_kin_key(trial)] = node.ray_id
 
     def peek(self, node: Node) -> Waiting | None:
         """Return the next trial for `node`; None where none waits for it."""
@@ -68,7 +70,7 @@ class Backlog:
         if not heap:
             return None
         found = heapq.heappop(heap)
-        self._homes[_cell_key(found.trial)] = node.ray_id
+        self._homes[_kin_key(found.trial)] = node.ray_id
         return found
 
     def join(self, node: Node) -> None:
@@ -104,9 +106,8 @@ class Backlog:
         return itertools.chain(*self._own.values(), *self._shared.values())
 
     def _put(self, waiting: Waiting) -> None:
-        cell = _cell_key(waiting.trial)
-        if cell in self._homes:
-            heap = self._own.setdefault(self._homes[cell], [])
+        if self._has_home(waiting.trial):
+            heap = self._own.setdefault(self._homes[_kin_key(waiting.trial)], [])
         else:
             heap = self._shared.setdefault(self._nodes_for(waiting.trial), [])
         heapq.heappush(heap, waiting)
@@ -117,8 +118,13 @@ class Backlog:
             self._eligible[key] = frozenset(p.node.ray_id for p in self._placements.of(trial))
         return self._eligible[key]
 
+    def _has_home(self, trial: Trial) -> bool:
+        """Say whether the trial has a home that can run it: values of one search may ask for different nodes."""
+        key = _kin_key(trial)
+        return key in self._homes and (trial.kin is None or self._homes[key] in self._nodes_for(trial))
+
     def _move_homed(self, heap: list[Waiting]) -> None:
-        while heap and _cell_key(heap[0].trial) in self._homes:
+        while heap and self._has_home(heap[0].trial):
             self._put(heapq.heappop(heap))
 
     def _sort_again(self) -> None:
@@ -128,5 +134,5 @@ class Backlog:
             self._put(one)
 
 
-def _cell_key(trial: Trial) -> str:
-    return json.dumps(dict(trial.cell), sort_keys=True)
+def _kin_key(trial: Trial) -> str:
+    return json.dumps(dict(trial.cell if trial.kin is None else trial.kin), sort_keys=True)

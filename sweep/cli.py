@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweep import __version__, baseline, config, interrupt, night
-from sweep.definition import Definition
+from sweep.adaptive import plan_of
+from sweep.definition import Definition, Until
 from sweep.errors import EXIT_INTERRUPTED, EXIT_USER, EXIT_VALID, UserError
 from sweep.home import RESULTS, results_of
 from sweep.options import Options
 from sweep.past import find
-from sweep.plan import Grid
 from sweep.preview import dry_run
 from sweep.selection import Selection
 from sweep.values import documented
@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         raise UserError("command line: --wait is for nights, which wait for one another: add --baseline latest")
     baseline.check_words(args.baseline)
     sweep = config.load(args.conf, args.overrides)
-    plan, selection = Grid(sweep), Selection(tuple(args.only), tuple(args.trial))
+    plan, selection = plan_of(sweep), Selection(tuple(args.only), tuple(args.trial))
     plan.select(selection.of(plan.trials, sweep, plan.skipped))
     results = results_of(sweep.shared, args.results)
     if args.dry_run:
@@ -177,7 +177,7 @@ def _options(args: argparse.Namespace, arguments: Sequence[str], selection: Sele
 def print_keys() -> None:
     """Print every configuration key with type, default and meaning."""
     print("keys of a sweep file (dots stand for nesting; those of workload, storage, trace and limits can be axes)\n")
-    for path, text in documented(Definition):
+    for path, text in [*documented(Definition), *documented(Until, "repeats.")]:
         print(f"  {path}\n      {text}")
     for kind in workloads.WORKLOADS:
         print(f"\nworkload, kind: {kind}\n")

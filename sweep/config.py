@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,6 +18,8 @@ from omegaconf import OmegaConf, errors
 
 from analysis import figures as drawing
 from analysis.errors import AnalysisError
+from sweep import repeats as repeating
+from sweep import search as searches
 from sweep.cells import Cells
 from sweep.checks import interpolated, workload_kind
 from sweep.definition import (
@@ -29,7 +32,9 @@ from sweep.definition import (
     OnImpossible,
     Order,
     Retention,
+    Search,
     Sweep,
+    Until,
 )
 from sweep.errors import ConfigError, ImpossibleError, first_line
 from sweep.exposure import references, refuse_exposed
@@ -213,7 +218,8 @@ def _refuse_lost_overrides(sweep: Sweep, overrides: Sequence[str], scenario: str
         for place, axis in enumerate(sweep.axes):
             if re.sub(r"^scales\.[^.]+\.", "", path) in (axis.path, f"{scenario}{axis.path}"):
                 section = "grid" if (place,) in sweep.together else "zip"
-                hint = f"set its values instead: '{path.removesuffix(axis.path)}{section}.{axis.path}=[{value}]'"
+                own = "search.values" if axis is sweep.searched else f"{section}.{axis.path}"
+                hint = f"set its values instead: '{path.removesuffix(axis.path)}{own}=[{value}]'"
                 raise ConfigError("command line", path, "is an axis of this sweep", hint)
 
 
@@ -396,7 +402,7 @@ def _axis_values(raws: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]
     found: dict[str, tuple[Any, ...]] = {}
     for raw in raws:
         groups = raw.get("zip")
-        for section in [raw.get("grid"), *(groups if isinstance(groups, list) else [groups])]:
+        for section in [raw.get("grid"), searches.axis_in(raw), *(groups if isinstance(groups, list) else [groups])]:
             for path, values in flattened(section, "") if isinstance(section, Mapping) else ():
                 for name in (path.rpartition(".")[2], path):
                     found[name] = (*found.get(name, ()), *(values if isinstance(values, list) else ()))
@@ -425,10 +431,12 @@ def _checked_cells(
     """
     refuse_exposed(source, raw)
     names = known or _axis_values([raw])
+    search = searches.checked(source, raw.pop("search", None), raw.get("repeats", 1))
+    rule = raw.pop("repeats") if isinstance(raw.get("repeats"), Mapping) else None
     grid, groups = _pop_grid(source, raw), _pop_zip(source, raw)
     check_shape(source, Definition, raw, "")
     kind = workload_kind(source, raw)
-    axes, together = _all_axes(source, grid, groups, kind, inherited)
+    axes, together = _all_axes(source, grid, groups, kind, inherited, search)
     first = copied(raw)
     for axis in axes:
         put(first, axis.path, axis.values[0])
@@ -438,10 +446,12 @@ def _checked_cells(
     for name, least, most in (("repeats", 1, _MOST_REPEATS), ("warmups", 0, _MOST_REPEATS)):
         if not least <= told[name] <= most:
             raise ConfigError(source, name, f"must be {least} to {most}, not {told[name]}")
+    until = repeating.checked(source, rule, kind, _MOST_REPEATS) if rule is not None else None
     if not 0 <= told["cooldown_s"] <= _MOST_COOLDOWN_S:
         text = f"must be 0 to {_MOST_COOLDOWN_S} seconds, not {told['cooldown_s']}"
         raise ConfigError(source, "cooldown_s", text)
-    sweep = Sweep(source, told["name"], told["description"], told["repeats"], (), axes, raw, together)
+    most = search.max if search else until.max if until else told["repeats"]
+    sweep = Sweep(source, told["name"], told["description"], most, (), axes, raw, together, until=until, search=search)
     sweep = replace(sweep, exclude=tuple(told["exclude"]), only=tuple(told["only"]), known=names)
     sweep = replace(sweep, order=Order[told["order"]], seed=_seed(source, told), warmups=told["warmups"])
     sweep = replace(sweep, shared=checked_place(source, told["data"]["shared"]))
@@ -538,10 +548,19 @@ def _pop_zip(source: str, raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _all_axes(
-    source: str, grid: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], kind: str, inherited: Collection[str]
+    source: str,
+    grid: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    kind: str,
+    inherited: Collection[str],
+    search: Search | None = None,
 ) -> tuple[tuple[Axis, ...], tuple[tuple[int, ...], ...]]:
-    """Return the axes of grid and zip, and which of them turn together, by place."""
-    sections = {"grid": dict(grid)} | {f"zip[{n}]" if len(groups) > 1 else "zip": g for n, g in enumerate(groups)}
+    """Return the axes of grid, search and zip, and which of them turn together, by place."""
+    sections = {"grid": dict(grid)}
+    if search and search.axis:
+        _check_searched(source, search.axis, sections["grid"], groups, kind)
+        sections["grid"][search.axis] = search.values  # the last of the grid: its trials are called as they are there
+    sections |= {f"zip[{n}]" if len(groups) > 1 else "zip": dict(g) for n, g in enumerate(groups)}
     paths = [path for section in sections.values() for path in section]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise ConfigError(source, f"zip.{twice}", "is an axis twice")
@@ -557,6 +576,19 @@ def _all_axes(
         together += [(place,) for place in places] if name == "grid" else [tuple(places)]
         axes += own
     return tuple(axes), tuple(together)
+
+
+def _check_searched(
+    source: str, axis: str, grid: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], kind: str
+) -> None:
+    """Refuse to search over what is no key, or an axis already."""
+    for name, section in [("grid", grid), *(("zip", group) for group in groups)]:
+        if axis in section:
+            hint = f"leave {name}.{axis} out: search.values are its values"
+            raise ConfigError(source, "search.axis", f"{axis} is an axis of {name} already", hint)
+    known = _axis_paths(kind)
+    if axis not in known and axis.rpartition(".")[0] not in _open_mappings(kind):
+        raise ConfigError(source, "search.axis", f"no such key to make an axis of: {axis}", nearest(axis, known))
 
 
 def _flat_grid(source: str, grid: Mapping[Any, Any]) -> dict[str, Any]:
@@ -647,8 +679,16 @@ def _cells_of(sweep: Sweep) -> dict[str, Any]:
     value["workload"] = {"kind": kind, **typed(sweep.source, workloads.load(kind).Config, own, "workload.")}
     sections = typed(sweep.source, Definition, {k: v for k, v in base.items() if k != "workload"}, "")
     value |= {name: sections[name] for name in SECTIONS}
-    groups = [{sweep.axes[place].path: list(sweep.axes[place].values) for place in one} for one in sweep.together]
+    axes = [[sweep.axes[place] for place in one if sweep.axes[place] is not sweep.searched] for one in sweep.together]
+    groups = [{axis.path: list(axis.values) for axis in group} for group in axes]
     value["grid"] = {path: values for group in groups if len(group) == 1 for path, values in group.items()}
     value["zip"] = [group for group in groups if len(group) > 1]
     value |= {"exclude": list(sweep.exclude), "only": list(sweep.only)}
-    return value | {"repeats": sweep.repeats, "warmups": sweep.warmups}
+    value |= {"repeats": _stated(sweep.until) or (1 if sweep.search else sweep.repeats)}
+    return value | {"search": _stated(sweep.search) or {"axis": None}, "warmups": sweep.warmups}
+
+
+def _stated(keys: Until | Search | None) -> dict[str, Any]:
+    """Return the keys of a section with enums by name; nothing where there is none."""
+    told = vars(keys) if keys else {}
+    return {name: value.name if isinstance(value, Enum) else value for name, value in told.items()}

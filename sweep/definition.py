@@ -31,6 +31,45 @@ class OnImpossible(Enum):
     skip = "skip"
 
 
+class Stop(Enum):
+    """When a cell has repeats enough."""
+
+    ci = "ci"
+
+
+class Find(Enum):
+    """Which of the values that meet a target a search is for."""
+
+    largest = "largest"
+    smallest = "smallest"
+
+
+@dataclass
+class Until:
+    """Keys of `repeats` where they go on until a cell's mean is known well enough."""
+
+    until: Stop = key(Stop.ci, "ci: until the confidence interval of the metric's mean is within rel of the mean")
+    metric: str | None = key(None, "what is to be known, such as decode/read.d2c_p99_us; default: by workload")
+    rel: float = key(0.05, "half the interval's width over the mean")
+    confidence: float = key(0.95, "of the interval")
+    min: int = key(3, "trials of a cell before its interval is looked at")
+    max: int = key(10, "trials of a cell at most, failed and invalid ones among them")
+
+
+@dataclass
+class Search:
+    """Keys of `search`."""
+
+    axis: str | None = key(None, "the configuration key that is searched over; it is an axis like those of grid")
+    values: Any = key(list, "its values in ascending order, or {from: 1, to: 128, factor: 2}, or with step")
+    find: Find = key(Find.largest, "which of the values that meet the target; values before, or after it meet it too")
+    metric: str | None = key(None, "what has the target, such as read.d2c_p99_us or load aio cpu 1 MiB/read.d2c_p99_us")
+    at_most: float | None = key(None, "the target: a value meets it whose metric is this or less")
+    at_least: float | None = key(None, "the target: a value meets it whose metric is this or more")
+    confirm: int = key(3, "trials of each of the two values beside the border")
+    max: int = key(6, "trials of one value at most, where its confidence interval holds the target")
+
+
 @dataclass
 class Data:
     """Where nodes put what they measured."""
@@ -78,7 +117,8 @@ class Definition:
     scenarios: dict[str, Any] = key(
         dict, "by name, keys laid over the sweep, for cells of its own: another workload, limits, grid, repeats"
     )
-    repeats: int = key(1, "trials of each cell")
+    repeats: int = key(1, "trials of each cell; or keys, of which until is one: as many as it takes")
+    search: Search = key(Search, "instead of all values of one axis, only those that show which one meets a target")
     warmups: int = key(0, "trials of each cell that are run first and not counted")
     data: Data = key(Data, "where nodes put what they measured")
     retention: Retention = key(Retention, "which runs of this sweep are kept when one has ended")
@@ -107,6 +147,7 @@ class Sweep:
     `together` lists the axes that turn as one, by place; `exclude` and `only` are conditions, on the axes `known`,
     each with its values.
     One with scenarios has no cells of its own: they are those of the sweep that each scenario makes of it.
+    `repeats` are the trials that a cell has at most: fewer where `until` or `search` say when they are enough.
     """
 
     source: str
@@ -128,3 +169,10 @@ class Sweep:
     cooldown_s: float = 0.0
     on_impossible: OnImpossible = OnImpossible.error
     scenarios: Mapping[str, Sweep] = field(default_factory=dict)
+    until: Until | None = None
+    search: Search | None = None
+
+    @property
+    def searched(self) -> Axis | None:
+        """The axis that a search goes along, None where there is no search."""
+        return next((axis for axis in self.axes if self.search and axis.path == self.search.axis), None)

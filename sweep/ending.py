@@ -13,22 +13,25 @@ from sweep.record import shown
 from tasks.text import printable
 
 
-def tell_what_is_kept(why: str, records: Mapping[str, Any], total: int, folder: Path, options: Options) -> None:
+def tell_what_is_kept(why: str, records: Mapping[str, Any], size: str, folder: Path, options: Options) -> None:
     """Say why a run ended early, where what it has is, and how to go on."""
-    print(printable(f"{why}; {len(records)} of {counted(total, 'trial')} are kept in {shown(folder)}"))
+    print(printable(f"{why}; {len(records)} of {size} are kept in {shown(folder)}"))
     if records:
         print(f"draw them with: python -m analysis {shown(folder)}")
     print(f"go on with: {options.again(folder)}", flush=True)
 
 
-def conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any]) -> int:
-    """Say how a run went, given its records by trial and what was drawn; return the exit code."""
+def conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any], chosen: Iterable[str] = ()) -> int:
+    """Say how a run went, given its records by trial, what was drawn and what came of choosing trials; return the exit
+    code."""
     states = [r["verdict"]["state"] for r in records.values() if not r["warmup"]]
     warm = [r["verdict"]["state"] for r in records.values() if r["warmup"]]
     if states or not warm:
         print(f"{counted(len(states), 'trial')}: {_counts(states)}")
     if warm:
         print(f"{counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
+    for line in chosen:
+        print(printable(line))
     for reason, names in by_reason(drawn["ruled_out"].items()).items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(printable(f"not drawn: {names[0]}{more}: {reason}"))

@@ -206,7 +206,7 @@ def _record(found: Taken, target: Path, argv: Sequence[str]) -> dict[str, Any]:
         for run in found.runs
     ]
     return {
-        **{name: value for name, value in newest.items() if name != "resumed"},
+        **{name: value for name, value in newest.items() if name not in ("resumed", "adaptive")},
         "run_id": target.name,
         "argv": list(argv),
         "state": "merged",

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -16,6 +16,7 @@ from sweep.cells import Cells
 from sweep.code import digest, digest_of
 from sweep.definition import REPEAT, SCENARIO, WARMUP, OnImpossible, Order, Sweep
 from sweep.errors import ConfigError, ImpossibleError
+from sweep.progress import counted
 from tasks.secrets import hidden
 
 #: More than these are a slip of the hand: making them would take minutes and all memory.
@@ -30,6 +31,7 @@ class Trial:
     """One repeat of one cell. `cell` holds values by axis label, `config` everything the node is told.
 
     A warm-up is run before the repeats of its cell, and not counted; `repeat` says which of the warm-ups it is.
+    `kin`: what it has in common with the trials that are to run on the same node; None: its cell.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Trial:
     repeat: int
     config: Mapping[str, Any] = field(repr=False)
     warmup: bool = False
+    kin: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class Grid:
         self.idle: list[str] = []
         #: Cells that make no sense, and trials that no node can run, left out; each with the reason.
         self.skipped: list[tuple[str, str]] = []
+        #: All trials that may be run, in their order.
         self.trials: tuple[Trial, ...] = tuple(self._expanded(sweep))
         #: All trials of the sweep, selected or not.
         self.every = self.trials
@@ -71,6 +75,59 @@ class Grid:
         """Return the trials to run next, given the records of the finished ones by id: all of them, once."""
         asked, self._asked = self._asked, True
         return () if asked else self.trials
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the next trials cannot be told, in words; None for a grid."""
+        return None
+
+    @property
+    def planned(self) -> tuple[Trial, ...]:
+        """The trials that are to run, as far as that is known: of a grid all of them."""
+        return self.trials
+
+    @property
+    def least(self) -> int:
+        """How many trials there are at least."""
+        return len(self.trials)
+
+    @property
+    def size(self) -> str:
+        """How many trials there are, in words."""
+        return counted(len(self.trials), "trial")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be more trials than are planned."""
+        return False
+
+    def extent(self) -> tuple[Sequence[Trial], Sequence[Trial]]:
+        """Return trials as many, and of such cells, as are run at least and at most."""
+        return self.trials, self.trials
+
+    def certain(self) -> Collection[str]:
+        """Return the ids of the trials that run whatever comes of others."""
+        return {trial.id for trial in self.trials}
+
+    def rules(self) -> list[str]:
+        """Return in words how trials are chosen; nothing for a grid, which runs them all."""
+        return []
+
+    def metric(self, trial: Trial) -> str | None:
+        """Return the metric of a finished trial that the plan must know; None for a grid."""
+        return None
+
+    def turn(self, trial: Trial) -> int | None:
+        """Return the trial's place in the order of all; None where trials run as they are asked for."""
+        return None
+
+    def outcome(self) -> dict[str, Any] | None:
+        """Return what a run records of how trials were chosen; None for a grid."""
+        return None
+
+    def told(self) -> list[str]:
+        """Return, in lines for a reader, what came of choosing trials."""
+        return []
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
         """Leave out these trials, by id; each reason is told in `skipped`."""
@@ -114,6 +171,7 @@ class Grid:
         words = [[word(axis.label, value) for value in axis.values] for axis in sweep.axes]
         found: list[_Cell] = []
         refused: list[tuple[str, ImpossibleError]] = []
+        searched = sweep.searched.label if sweep.searched else None
         for places in cells.places():
             turns = list(enumerate(places))
             values = {sweep.axes[axis].label: sweep.axes[axis].values[place] for axis, place in turns}
@@ -125,7 +183,9 @@ class Grid:
                     raise
                 refused.append((",".join(own), error))
             else:
-                found.append(_Cell({**named, **values}, own, config, sweep.repeats, sweep.warmups))
+                values = {**named, **values}
+                kin = {label: value for label, value in values.items() if label != searched} if searched else None
+                found.append(_Cell(values, own, config, sweep.repeats, sweep.warmups, kin))
         if refused and not found:
             raise refused[0][1]
         self.skipped += [(words, error.problem) for words, error in refused]
@@ -155,11 +215,12 @@ class _Cell:
     config: Mapping[str, Any]
     repeats: int
     warmups: int
+    kin: Mapping[str, Any] | None
 
     def trial(self, repeat: int, warmup: bool = False) -> Trial:
         """Return one of its repeats, or one of its warm-ups."""
         identity = identity_of(self.words, repeat, warmup)
-        return Trial(identity, slug_of(identity), self.values, repeat, self.config, warmup)
+        return Trial(identity, slug_of(identity), self.values, repeat, self.config, warmup, self.kin)
 
 
 def plan_entry(trial: Trial) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def dry_run(
         past = Past(resumed) if resumed else None
         decisions = Decisions(plan, placements, past, ask_through_ray if address else ask_here)
     print(f"{sweep.name}: {_size(plan)}")
+    for text in plan.rules():
+        print(printable(text))
     for text in plan.idle:
         print(f"note: no cell meets {text}")
     for words, reason in plan.skipped:
@@ -67,7 +69,7 @@ def dry_run(
         print(printable(f"needs {wanted}"))
     if keep:
         print(f"--keep leaves {_kept(runs)}")
-    print(f"expected: {_expected(sweep, runs, placements, known)}")
+    print(f"expected: {_expected(sweep, plan, runs, placements, known)}")
     print(f"figures: {', '.join(sweep.figures)}")
     if base:
         print(printable(f"baseline: {base}"))
@@ -99,6 +101,7 @@ def _nodes(address: str | None) -> Iterator[Placements]:
 def _size(plan: Grid) -> str:
     """Return in words how many trials there are, and what they are made of."""
     warmups = sum(trial.warmup for trial in plan.trials)
+    least, most_of_all = (sum(not trial.warmup for trial in trials) for trials in plan.extent())
     per_cell: Counter[int] = Counter()
     for trial in plan.trials:  # the trials of a cell share it
         per_cell[id(trial.cell)] += not trial.warmup
@@ -106,6 +109,8 @@ def _size(plan: Grid) -> str:
     repeats = f"{'up to ' if min(per_cell.values()) < most else ''}{counted(most, 'repeat')}"
     all_of_them = counted(len(plan.every), "trial")
     count = all_of_them if len(plan.trials) == len(plan.every) else f"{len(plan.trials)} of {all_of_them} selected"
+    if least < most_of_all or plan.rules():
+        return f"{_span(least, most_of_all)} of {all_of_them} that could be, {counted(len(per_cell), 'cell')}"
     beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
     return f"{count}{beside}, {counted(len(per_cell), 'cell')} x {repeats}"
 
@@ -114,28 +119,45 @@ def _print_trials(plan: Grid, placements: Placements, decisions: Decisions, know
     """Print one line for each trial: its id, its state, why, where it would run, and what that takes."""
     width = max(len(t.id) for t in plan.trials)
     states = max(len(one.state.value) for one in decisions.of.values())
+    certain, further = plan.certain(), 0
     for trial in plan.trials:
         decision = decisions.of[trial.id]
+        if decision.state is State.run and trial.id not in certain and trial.repeat > 1:
+            further += 1
+            continue
         words = [] if decision.state is State.reuse else [in_words(decision.reasons)]
         if decision.state in RUNS:
             took_s = known.of(trial)
             time = "unknown time" if took_s is None else f"about {durations.in_words(took_s)}"
+            words += [] if trial.id in certain or decision.reasons else ["if it is needed"]
             words.append(f"on {_where(placements.of(trial))}, {_room(trial.config)}, {time}")
         text = "; ".join(filter(None, words))
         print(printable(f"  {trial.id:<{width}}  {decision.state.value:<{states}}  {text}".rstrip()))
+    if further:
+        print(f"  and of these cells up to {counted(further, 'further repeat')}, as far as they are needed")
 
 
-def _expected(sweep: Sweep, runs: Sequence[Trial], placements: Placements, known: Durations) -> str:
+def _span(least: int, most: int) -> str:
+    """Return in words that there are so many trials at least and at most."""
+    return f"{least} to {counted(most, 'trial')}" if least < most else counted(most, "trial")
+
+
+def _expected(sweep: Sweep, plan: Grid, runs: Sequence[Trial], placements: Placements, known: Durations) -> str:
+    ids = {trial.id for trial in runs}
+    least, runs = ([trial for trial in trials if trial.id in ids] for trials in plan.extent())
     unknown = sum(known.of(trial) is None for trial in runs)
     if not runs:
         return "nothing to run"
     if unknown == len(runs):
         return "unknown time, for no earlier run has valid trials of these cells"
-    total = f"about {durations.in_words(known.total(runs, placements, sweep.cooldown_s))}"
+    least_s, most_s = (known.total(trials, placements, sweep.cooldown_s) for trials in (least, runs))
+    first = f"{durations.in_words(least_s)} to " if len(least) < len(runs) else ""
+    total = f"about {first}{durations.in_words(most_s)}"
+    fewest = sum(known.of(trial) is not None for trial in least)
     nodes = len({p.node.ray_id for trial in runs for p in placements.of(trial)})
     alone = "one trial at a time" + (f" on each of {nodes} nodes" if nodes > 1 else "")
     beside = f", and {counted(unknown, 'trial')} of unknown time" if unknown else ""
-    return f"{total} for {counted(len(runs) - unknown, 'trial')}, {alone}{beside}"
+    return f"{total} for {_span(fewest, len(runs) - unknown)}, {alone}{beside}"
 
 
 def _where(placements: Sequence[Placement]) -> str:

@@ -28,6 +28,9 @@ class Progress(Protocol):
     def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
         """A trial ended; `again` when it will be tried once more."""
 
+    def planned(self, total: int, more: bool) -> None:
+        """There are so many trials by now; there may be `more`."""
+
     def say(self, text: str) -> None:
         """What the sweep itself does now."""
 
@@ -38,6 +41,11 @@ class Progress(Protocol):
 def counted(number: int, noun: str) -> str:
     """Return `1 trial` or `6 trials`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _part(number: int, total: int, more: bool) -> str:
+    """Return which part of all something is: `3/8`, `3 of at least 8`."""
+    return f"{number} of at least {total}" if more else f"{number}/{total}"
 
 
 def _clock(seconds: float) -> str:
@@ -61,7 +69,7 @@ class Lines:
 
     def __init__(self, total: int, out: TextIO) -> None:
         """Count up to `total` trials on `out`."""
-        self._total, self._out = total, out
+        self._total, self._more, self._out = total, False, out
         self._begun, self._started = time.monotonic(), 0
         self._told: set[str] = set()
 
@@ -72,9 +80,14 @@ class Lines:
     def started(self, identity: str, where: str, attempt: int) -> None:
         """Print which trial runs where."""
         self._started += attempt == 1
-        count = f"{self._started}/{self._total} " if attempt == 1 else ""
+        part = _part(self._started, self._total, self._more)
+        count = f"{part}{':' if self._more else ''} " if attempt == 1 else ""
         again = f", attempt {attempt}" if attempt > 1 else ""
         self._print(f"{count}{identity} on {where}{again}")
+
+    def planned(self, total: int, more: bool) -> None:
+        """Count up to `total` trials from now on, or further."""
+        self._total, self._more = total, more
 
     def phase(self, identity: str, text: str) -> None:
         """Print what holds a trial up, once; a log wants results, not steps."""
@@ -101,7 +114,7 @@ class Live:
         """Count up to `total` trials on a rich console."""
         from rich.live import Live as RichLive
 
-        self._total, self._console = total, console
+        self._total, self._more, self._console = total, False, console
         self._begun = time.monotonic()
         self._ended: dict[str, str] = {}
         self._running: dict[str, tuple[str, str, float]] = {}
@@ -116,7 +129,8 @@ class Live:
         states = list(self._ended.values())
         counts = ", ".join(f"{states.count(s)} {s}" for s in _MARKS if s in states or s == "valid")
         table = Table.grid(padding=(0, 2))
-        head = f"{len(states)}/{self._total} trials: {counts}, {len(self._running)} running"
+        part = _part(len(states), self._total, self._more)
+        head = f"{part} trials: {counts}, {len(self._running)} running"
         table.add_row(Text(head, "bold"), Text(_clock(now - self._begun)), Text(printable(self._note)))
         for identity, (where, phase, since) in self._running.items():
             trial, doing = printable(f"  {identity} on {where}"), printable(phase)
@@ -128,6 +142,10 @@ class Live:
         self._note = ""
         self._ended.pop(identity, None)  # on a node that was not to be trusted
         self._running[identity] = (where, "starting", time.monotonic())
+
+    def planned(self, total: int, more: bool) -> None:
+        """Count up to `total` trials from now on, or further."""
+        self._total, self._more = total, more
 
     def phase(self, identity: str, text: str) -> None:
         """Show what a running trial does now."""

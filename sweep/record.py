@@ -44,7 +44,7 @@ def new_record(sweep: Sweep, plan: Grid, folder: Path, nodes: Sequence[Node], op
             **interpreter.installed(["ray", "polars", "altair"]),
         },
         "nodes": [node.record() for node in nodes],
-        "plan": [plan_entry(t) for t in plan.trials],
+        "plan": [plan_entry(t) for t in plan.planned],
         "code": table_of(t.config for t in plan.trials),
         "selection": options.selection.to_json(),
         "skipped": [{"id": words, "reason": reason} for words, reason in plan.skipped],

@@ -117,6 +117,7 @@ class Decisions:
         self._cases: dict[int, _Case] = {}
         self._there: dict[str, _There] = {}
         self._inquiry = Inquiry(ask or ask_here)
+        self._unfinished = "not finished, and run if it is needed" if plan.is_open else "not finished"
         self._check_kinship()
         pairs = [(trial, self._past.trials.get(trial.id) if self._past else None) for trial in plan.every]
         self._inquiry.gather(
@@ -156,7 +157,7 @@ class Decisions:
             reasons = self._placements.obstacles(trial) or ("no node is alive",)
             return Decision(State.impossible, reasons, finished, self._same_plan(case, finished))
         if finished is None:
-            return Decision(State.run, ("not finished",) if self._past else ())
+            return Decision(State.run, (self._unfinished,) if self._past else ())
         if finished.state != "valid":
             return Decision(State.run, (f"was {finished.state}", *finished.reasons), finished)
         if finished.code is None or finished.node is None:
@@ -240,7 +241,9 @@ class Decisions:
         """Return the trials that the run is made of: the selected, what it has of the others, what it still lacks."""
         decided = self.of | self._others
         known = {entry.get("id") for entry in (self._past.record.get("plan") or [] if self._past else [])}
-        lacking = {name for name in (*self.of, *known) if name in decided and decided[name].state in RUNS}
+        chosen = {trial.id for trial in self._plan.planned}  # what a plan chooses later it adds itself
+        others = known - self.of.keys()
+        lacking = {name for name in chosen | others if name in decided and decided[name].state in RUNS}
         found = lacking | self.kept()
         return [trial for trial in self._plan.every if trial.id in found]
 

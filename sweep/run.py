@@ -99,7 +99,7 @@ class _Run:
                 print(printable(text), file=sys.stderr)
         if self.options.resume:
             lock.wait_for_writer(self.folder)
-        what = f"{self.sweep.name}: {progress.counted(len(self.plan.trials), 'trial')}"
+        what = f"{self.sweep.name}: {self.plan.size}"
         print(f"{what}; {f'joining {address}' if address else 'starting Ray'}", flush=True)
         nodes_of: AbstractContextManager[list[Node]] = cluster.joined(address) if address else cluster.local(here)
         try:
@@ -132,19 +132,25 @@ class _Run:
             scheduler = Scheduler(*told, policy, membership, finished=finished)
             with self._watch(scheduler):
                 ended = self._ended(scheduler, actor, view)
-        if isinstance(ended, int):
-            return ended
+        return ended if isinstance(ended, int) else self._concluded(scheduler, actor, ended)
+
+    def _concluded(self, scheduler: Scheduler, actor: Any, ended: Mapping[str, Any]) -> int:
+        """Say how a run went that came to its end, and return the exit code."""
         if self.options.keep:
             print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
         if scheduler.stopped_by:
             self._tell_what_is_kept(f"stopped: {scheduler.stopped_by}", scheduler)
         else:
             closing.retire(actor, self.folder, self.sweep.retention, self.baseline)
+        if self.baseline is not None:
+            closing.tell(actor, self.folder, ended["judged"])
+        code = conclude(scheduler.records, ended, self.plan.told())
+        if self.plan.trouble:
+            code = EXIT_TRIALS
         if self.baseline is None:
-            return conclude(scheduler.records, ended)
-        closing.tell(actor, self.folder, ended["judged"])
+            return code
         judged = ended["judged"]
-        return night.exit_code(conclude(scheduler.records, ended), judged["regressed"] if judged else None)
+        return night.exit_code(code, judged["regressed"] if judged else None)
 
     def _resumed(self, placements: Placements) -> Decisions:
         """Decide what of an earlier run is good, and leave out of the plan what is not worth running."""
@@ -192,7 +198,7 @@ class _Run:
         try:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
-            trouble = ray.get(actor.finish.remote({"state": state, "ended": now()}))
+            trouble = ray.get(actor.finish.remote({"state": state, **_ending(self.plan)}))
             closing.enter(actor, self.folder)
             judged = self._judged(actor, view)
             view.say("drawing the figures")
@@ -200,12 +206,12 @@ class _Run:
             _tell_of_copy(drawn.get("trouble", trouble))
             return {**drawn, "judged": judged}
         except KeyboardInterrupt:
-            _stop(scheduler, actor, self.folder, "interrupted")
+            _stop(scheduler, actor, self.folder, "interrupted", self.plan)
             view.say("interrupted")
             self._tell_what_is_kept("interrupted", scheduler)
             return EXIT_INTERRUPTED
         except (ray.exceptions.RayError, StoreFull) as e:
-            _stop(scheduler, actor, self.folder, "broken")
+            _stop(scheduler, actor, self.folder, "broken", self.plan)
             self._tell_what_is_kept(f"stopped: {first_line(getattr(e, 'cause', None) or e)}", scheduler)
             return EXIT_TRIALS
 
@@ -226,7 +232,7 @@ class _Run:
         return head.watched(cluster.head_address(), conclude_alone) if self.options.address else nullcontext()
 
     def _tell_what_is_kept(self, why: str, scheduler: Scheduler) -> None:
-        tell_what_is_kept(why, scheduler.records, len(self.plan.trials), self.folder, self.options)
+        tell_what_is_kept(why, scheduler.records, self.plan.size, self.folder, self.options)
 
 
 def _draw(actor: Any, folder: Path) -> dict[str, Any]:
@@ -242,14 +248,20 @@ def _draw(actor: Any, folder: Path) -> dict[str, Any]:
     return drawn
 
 
-def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str) -> None:
+def _ending(plan: Grid) -> dict[str, Any]:
+    """Return what `run.json` tells of a run only once it has ended."""
+    outcome = plan.outcome()
+    return {"ended": now()} | ({} if outcome is None else {"adaptive": outcome})
+
+
+def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str, plan: Grid) -> None:
     """Cancel and clean up; further interrupts wait until that is done."""
     import ray
 
     interrupt.ignore()
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
-        _tell_of_copy(ray.get(actor.finish.remote({"state": state, "ended": now()}), timeout=_FINISH_LIMIT_S))
+        _tell_of_copy(ray.get(actor.finish.remote({"state": state, **_ending(plan)}), timeout=_FINISH_LIMIT_S))
         closing.enter(actor, folder, _FINISH_LIMIT_S)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sweep.errors import first_line
 from sweep.health import STREAK, Health
 from sweep.membership import Changes, Membership
 from sweep.placement import Node, Placement, Placements, few
-from sweep.plan import Grid, Trial
+from sweep.plan import Grid, Trial, plan_entry
 from sweep.progress import Progress, counted
 from sweep.remote import submit
 from tasks.kept import described
@@ -102,12 +102,14 @@ class Scheduler:
         self._asked_s = self._stranded_s = 0.0
         self._failed, self._missed = set[str](), set[str]()
         self.records: dict[str, Mapping[str, Any]] = dict(finished or {})
+        self._reused = frozenset(self.records)
         self._homes = {node.name: node for node in reversed(placements.nodes)} if finished else {}
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Run until the plan has no more trials, or too many have failed."""
+        self._observe_finished()
         while self._goes_on():
             self._submit_what_fits()
             for ref in self._wait():
@@ -118,6 +120,8 @@ class Scheduler:
     @property
     def stopped_by(self) -> str | None:
         """Why trials were not run, in words; None where all were."""
+        if self._plan.trouble:
+            return self._plan.trouble
         limit = 1 if self._policy.fail_fast else self._policy.max_failures
         if limit is None or len(self._failed) < limit:
             return None
@@ -136,12 +140,35 @@ class Scheduler:
             if self._policy.fail_fast:
                 self.stop()
             return bool(self._running)
-        for trial in self._plan.next_trials(self.records):
+        new = self._plan.next_trials(self.records)
+        for trial in new:
             if trial.id in self.records:
                 self._settle(trial)
             else:
-                self._backlog.push(trial)
+                self._backlog.push(trial, turn=self._plan.turn(trial))
+        if new:
+            self._tell_plan(new)
         return bool(self._running) or bool(self._backlog)
+
+    def _tell_plan(self, new: Sequence[Trial]) -> None:
+        """Record trials that a plan chose late, and show how many there are by now."""
+        if (outcome := self._plan.outcome()) is not None:
+            self._actor.plan.remote([plan_entry(trial) for trial in new], outcome)
+            reused = sum(trial.id in self._reused for trial in self._plan.planned)
+            self._progress.planned(self._plan.least - reused, self._plan.is_open)
+
+    def _observe_finished(self) -> None:
+        """Add to the records of an earlier driver what the plan asks of them."""
+        for trial in self._plan.trials:
+            if trial.id in self.records:
+                self.records[trial.id] = {**self.records[trial.id], **self._observed(trial, self.records[trial.id])}
+
+    def _observed(self, trial: Trial, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the plan asks of a trial that ended; the actor computed it when it published the trial."""
+        metric = self._plan.metric(trial)
+        if metric is None or record["verdict"]["state"] != "valid":
+            return {}
+        return {"observed": ray.get(self._actor.observe.remote(trial.slug, metric))}
 
     def _settle(self, trial: Trial) -> None:
         """Keep the cell of a trial that an earlier driver finished on the node where it ran."""
@@ -204,7 +231,7 @@ class Scheduler:
         trial = waiting.trial
         spec = self._spec(trial, waiting.attempt, placement.definite(trial.config))
         # Not waited for: the attempt starts once the actor expects it.
-        expected = self._actor.expect.remote(spec.slug, spec.token)
+        expected = self._actor.expect.remote(spec.slug, spec.token, self._plan.metric(trial))
         ref = self._launch(spec, placement, self._actor, expected)
         self._running[ref] = _Running(trial, placement, spec, time.monotonic())
         self._progress.started(trial.id, placement.where(), waiting.attempt)
@@ -271,7 +298,7 @@ class Scheduler:
     def _keep(self, trial: Trial, record: Mapping[str, Any]) -> None:
         # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
         slim = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
-        self.records[trial.id] = slim | {"warmup": trial.warmup}
+        self.records[trial.id] = slim | {"warmup": trial.warmup} | self._observed(trial, record)
         if not trial.warmup and record["verdict"]["state"] != "valid":
             self._failed.add(trial.id)
 

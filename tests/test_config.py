@@ -521,7 +521,7 @@ def test_no_roofline_where_no_ceiling_is_measured(file: Any, stated: dict[str, A
 
 def test_every_key_is_documented() -> None:
     rows = {**dict(documented(Definition)), **dict(documented(tensor_io.Config, "workload."))}
-    sections = {*SECTIONS, "data", "retention"}
+    sections = {*SECTIONS, "data", "retention", "search"}
     tops = {f.name for f in fields(Definition)} - sections
     assert tops <= set(rows)
     for section in sections:
@@ -548,11 +548,11 @@ def test_a_sweep_has_its_own_name_not_that_of_what_it_extends(tmp_path: Path) ->
     assert (sweep.name, sweep.description) == ("own", "d")
 
 
-# --- the page about it -----------------------------------------------------------------------------------------------
+# --- the pages about it ----------------------------------------------------------------------------------------------
 
-EXAMPLES = re.findall(
-    r"```yaml\n(.*?)```", (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text(), re.DOTALL
-)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("sweeps.md", "search.md")
+EXAMPLES = [text for page in PAGES for text in re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)]
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

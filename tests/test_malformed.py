@@ -280,7 +280,8 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["nothing-like-it.yaml"],
         [
             "nothing-like-it.yaml: no such file",
-            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart-noroot.yaml, quickstart.yaml",
+            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart-noroot.yaml, "
+            "quickstart.yaml, search.yaml",
         ],
     ),
     "an override before the file": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from analysis.figures import FIGURES
 from sweep.config import as_yaml, load
-from sweep.definition import Definition
+from sweep.definition import Definition, Search
 from sweep.errors import ConfigError
 from sweep.plan import Grid
 from sweep.trees import at
@@ -43,6 +43,7 @@ CHOSEN: dict[str, st.SearchStrategy[Any]] = {
     "data.shared": st.none() | st.sampled_from(["/mnt/results", "/srv/other"]),
 }
 ELSEWHERE = ("extends", "grid", "zip", "scenarios", "scale", "scales", "seed", "workload")
+ELSEWHERE += tuple(f"search.{one.name}" for one in fields(Search))  # together they make sense, tests/test_search.py
 
 
 def typed_keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

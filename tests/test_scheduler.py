@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,7 @@ import pytest
 
 from sweep.membership import Changes
 from sweep.placement import Node, Placement, Placements
-from sweep.plan import Trial
+from sweep.plan import Grid, Trial
 from tasks.machine import Offer
 from tasks.spec import TrialSpec
 
@@ -42,9 +44,12 @@ class Crew:
 
         from tasks.trial import blank_record
 
-        act = self._acts.get(f"{node} {spec.id} {spec.attempt}") or self._acts.get(node) or "valid"
+        keys = (f"{node} {spec.id} {spec.attempt}", spec.id, node)
+        act = next((self._acts[key] for key in keys if key in self._acts), "valid")
         record = blank_record(spec) | {"node": {"hostname": node}, "verdict": {"state": "valid", "reasons": []}}
-        if act.startswith("sleep"):
+        if act.startswith("score"):
+            record["metrics"] = {"score": {"value": float(act.split()[1]), "unit": ""}}
+        elif act.startswith("sleep"):
             await asyncio.sleep(float(act.split()[1]))
         elif act == "failed":
             record["verdict"] = {"state": "failed", "reasons": ["as told"]}
@@ -74,6 +79,9 @@ class Told:
     def finished(self, identity: str, state: str, reasons: Sequence[str], log_tail: str, again: bool) -> None:
         self.lines.append(f"{identity} {state}{', again' if again else ''}: {'; '.join(reasons)}")
 
+    def planned(self, total: int, more: bool) -> None:
+        self.lines.append(f"{'at least ' if more else ''}{total} planned")
+
     def say(self, text: str) -> None:
         self.lines.append(text)
 
@@ -84,14 +92,15 @@ class Anywhere(Placements):
     """Every node can run every trial that does not name another one."""
 
     def of(self, trial: Trial) -> list[Placement]:
-        able = [node for node in self.nodes if trial.config["node"] in (None, node.name)]
+        wish = trial.config["node"]
+        able = [node for node in self.nodes if isinstance(wish, dict) or wish in (None, node.name)]
         return [Placement(node, ("d",), "none", {}, 0) for node in able]
 
     def at(self, trial: Trial, node: Node) -> Placement | None:
         return next((p for p in self.of(trial) if p.node.ray_id == node.ray_id), None)
 
     def demand(self, trial: Trial) -> Any:
-        return type("Demand", (), {"key": trial.config["node"]})
+        return type("Demand", (), {"key": str(trial.config["node"])})
 
 
 class Script:
@@ -109,15 +118,11 @@ class Script:
         pass
 
 
-class Plan:
+class Plan(Grid):
     """All these trials at once."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        self._trials = list(trials)
-
-    def next_trials(self, finished: object) -> list[Trial]:
-        trials, self._trials = self._trials, []
-        return trials
+        self.trials, self._asked = tuple(trials), False
 
 
 def trials(count: int, node: str | None = None) -> list[Trial]:
@@ -140,16 +145,19 @@ def run(tmp_path: Path) -> Run:
     from sweep.scheduler import Policy, Scheduler
 
     def run(
-        planned: Sequence[Trial],
+        planned: Sequence[Trial] | Grid,
         nodes: Sequence[str],
         acts: dict[str, str],
         membership: Any = None,
         finished: Any = None,
+        made_before: Path | None = None,
         **policy: Any,
     ) -> tuple[Any, list[str]]:
         crew = ray.remote(num_cpus=0)(Crew).remote(acts)
         actor = analysis_actor.start(str(tmp_path / "run"))
         ray.get(actor.create.remote({"sweep": "s", "plan": []}, "name: s\n"))
+        if made_before:
+            shutil.copytree(made_before / "trials", tmp_path / "run" / "trials", dirs_exist_ok=True)
 
         def launch(spec: TrialSpec, placement: Placement, actor: Any, expected: Any) -> Any:
             return crew.attempt.remote(spec, placement.node.name, actor, expected)
@@ -157,7 +165,8 @@ def run(tmp_path: Path) -> Run:
         told, placements = Told(), Anywhere([node(name) for name in nodes])
         own = Policy(**policy)
         more = (own, membership, launch, finished)
-        scheduler = Scheduler("s", "k", Plan(planned), placements, actor, told, *more)  # type: ignore[arg-type]
+        plan = planned if isinstance(planned, Grid) else Plan(planned)
+        scheduler = Scheduler("s", "k", plan, placements, actor, told, *more)  # type: ignore[arg-type]
         scheduler.run()
         ray.get(actor.finish.remote({"state": "finished"}))
         ray.kill(actor)
@@ -273,3 +282,76 @@ def test_a_drive_rests_between_two_trials(run: Run) -> None:
     _, lines = run(trials(3), ["a"], {}, cooldown_s=1.0)
     assert time.monotonic() - begin >= 2.0
     assert sum(line.startswith("resting ") for line in lines) == 2
+
+
+# --- plans that choose -----------------------------------------------------------------------------------------------
+
+SEARCH = """
+workload: {kind: command, argv: ["true", "{n}"], values: {n: 1}}
+grid: {storage.fs: [ext4, xfs]}
+search: {axis: workload.values.n, values: [1, 2, 4, 8, 16, 32, 64], metric: metric.score, at_most: 100, confirm: 2}
+"""
+REPEATS = """
+workload: {kind: command, argv: ["true", "{n}"], values: {n: 1}}
+grid: {workload.values.n: [1, 2, 3, 4]}
+repeats: {until: ci, metric: metric.score, max: 6}
+"""
+
+
+def chosen_from(tmp_path: Path, text: str) -> Any:
+    from sweep.adaptive import plan_of
+    from sweep.config import load
+
+    (tmp_path / "s.yaml").write_text(text)
+    return plan_of(load(str(tmp_path / "s.yaml")))
+
+
+def scores(plan: Any, seed: int) -> dict[str, str]:
+    """What each trial comes to, by its id: some fail, the others have a score that grows with n."""
+    chance = random.Random(seed)
+    told = {}
+    for trial in plan.trials:
+        value = trial.cell["n"] * 7 * chance.lognormvariate(0, 0.1)
+        told[trial.id] = "failed" if chance.random() < 0.05 else f"score {value}"
+    return told
+
+
+@pytest.mark.parametrize(("text", "seed"), [(SEARCH, 1), (SEARCH, 2), (REPEATS, 3), (REPEATS, 4)])
+def test_a_plan_that_chooses_ends_on_several_nodes_and_resumes(run: Run, tmp_path: Path, text: str, seed: int) -> None:
+    plan = chosen_from(tmp_path, text)
+    acts = scores(plan, seed)
+    scheduler, lines = run(plan, ["a", "b"], acts)
+    begun = [line.split(" on ")[0] for line in lines if " on " in line]
+    assert sorted(begun) == sorted(set(begun)) == sorted(published(tmp_path))
+    assert {trial.id for trial in plan.planned} == set(begun)
+    assert not plan.is_open
+    assert lines[0] == f"at least {8 if 'search' in text else 12} planned"
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [entry["id"] for entry in stored["plan"]] == [trial.id for trial in plan.planned]
+    (tmp_path / "run").rename(tmp_path / "whole")
+
+    kept = {name: scheduler.records[name] for name in begun[: len(begun) // 2]}
+    for trial in plan.planned:
+        if trial.id not in kept:
+            shutil.rmtree(tmp_path / "whole" / "trials" / trial.slug)
+    again = chosen_from(tmp_path, text)
+    run(again, ["a", "b"], acts, finished=kept, made_before=tmp_path / "whole")
+    assert again.outcome() == plan.outcome()
+    assert set(published(tmp_path)) == set(begun)
+    assert {trial.id for trial in again.planned} == set(begun)
+
+
+def test_a_search_stays_on_the_node_of_its_first_trial(run: Run, tmp_path: Path) -> None:
+    plan = chosen_from(tmp_path, SEARCH)
+    run(plan, ["a", "b"], {trial.id: f"score {trial.cell['n'] * 7}" for trial in plan.trials})
+    homes = {(r["cell"]["fs"], r["node"]["hostname"]) for r in published(tmp_path).values()}
+    assert len(homes) == 2
+
+
+def test_a_metric_that_no_trial_has_stops_the_run_and_what_was_measured_is_kept(run: Run, tmp_path: Path) -> None:
+    plan = chosen_from(tmp_path, SEARCH.replace("grid: {storage.fs: [ext4, xfs]}", ""))
+    scheduler, _ = run(plan, ["a", "b"], {})
+    assert scheduler.stopped_by == (
+        "n=8,rep=1 has no metric.score: nothing recorded it; its job reports no metrics of its own"
+    )
+    assert list(published(tmp_path)) == ["n=8,rep=1"]

@@ -93,7 +93,7 @@ def kept_here(monkeypatch):
 
 def ended(monkeypatch):
     options = Options(Path("results"))
-    tell_what_is_kept(f"stopped: {EVIL}", {}, 1, Path("run"), options)
+    tell_what_is_kept(f"stopped: {EVIL}", {}, "1 trial", Path("run"), options)
     drawn = {"run": "run", "report": None, "ruled_out": {"timeline": EVIL}}
     conclude({}, drawn)
     run._tell_of_copy(EVIL)

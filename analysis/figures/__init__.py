@@ -42,6 +42,7 @@ FIGURES = {
     "tokens": "analysis.figures.tokens",
     "metric": "analysis.figures.metric",
     "roofline": "analysis.figures.roofline",
+    "search": "analysis.figures.search",
 }
 #: Drawn for every trial, whatever a sweep asks for, unless a figure that was asked for holds them.
 ALWAYS = ("timeline", "sizes")

@@ -11,7 +11,7 @@ import yaml
 from analysis import ceiling, judgement, provenance, stacks
 from analysis.errors import AnalysisError
 from analysis.logs import tails
-from analysis.report import judged, measured, nodes
+from analysis.report import chosen, judged, measured, nodes
 from analysis.report.table import Cell, Column, Link, Row, Table, amount, number, text
 from analysis.report.words import command, flat, moment, seconds, told
 from analysis.run import STATES, TRIPLE, Run, Trial
@@ -68,6 +68,7 @@ class Content:
     tally: Mapping[str, int]
     findings: Table
     advice: Table
+    chosen: tuple[chosen.Chosen, ...]
     figures: tuple[Drawn, ...]
     trials: Table
     measured: tuple[Table, ...]
@@ -91,6 +92,7 @@ def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
         _part(run, trial, drawn, spans.get(trial.slug, []), broken.get(trial.slug)) for trial in run.published
     )
     reproduce = run.record.get("reproduce")
+    choices = tuple(chosen.sections(run, drawn))
     return Content(
         run=run,
         comparison=judgement.told(run),
@@ -98,7 +100,8 @@ def gathered(run: Run, drawn: Sequence[Drawn]) -> Content:
         tally=_tally(run),
         findings=judged.findings_table(run),
         advice=judged.advice_table(run),
-        figures=tuple(one for one in drawn if one.trial is None),
+        chosen=choices,
+        figures=tuple(one for one in drawn if one.trial is None and one not in [part.figure for part in choices]),
         trials=_trials(run, parts).known,
         measured=tuple(measured.tables(run)),
         nodes=tuple(nodes.tables(run)),

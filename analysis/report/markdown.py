@@ -40,6 +40,10 @@ def _parts(content: Content) -> Iterator[str]:
         yield "## Against the nights before"
         yield fenced(content.comparison)
     yield from _failures(content.bad)
+    for one in content.chosen:
+        yield from _table(content, one.table)
+        if one.figure:
+            yield _figure(content, one.figure)
     for table in (content.findings, content.advice):
         yield from _table(content, table)
     if content.figures:

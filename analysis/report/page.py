@@ -26,7 +26,9 @@ def render(content: Content) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    specs = [one.spec for one in (*content.figures, *(figure for part in content.parts for figure in part.figures))]
+    chosen = [one.figure for one in content.chosen if one.figure]
+    figures = (*chosen, *content.figures, *(figure for part in content.parts for figure in part.figures))
+    specs = [one.spec for one in figures]
     return environment.get_template("report.html.j2").render(
         content=content,
         run=content.run,

@@ -63,6 +63,9 @@ class Workload(Protocol):
     #: Whether the job says that it is done; one that does not has failed even with exit code 0.
     says_done: ClassVar[bool]
 
+    #: What repeats and searches look at where a sweep names no metric (`analysis.measures`).
+    metric: ClassVar[str]
+
     def __init__(self, config: Any) -> None: ...
 
     @property

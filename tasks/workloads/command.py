@@ -38,6 +38,7 @@ class Workload:
     Config: ClassVar[type] = Config
     figures: ClassVar[Sequence[str]] = ("timeline", "sizes", "latency", "depth", "roofline")
     says_done: ClassVar[bool] = False
+    metric: ClassVar[str] = "duration_s"
 
     def __init__(self, config: _Config) -> None:
         """Take a configuration whose types are right."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tasks import interpreter, machine, models
 from tasks.models import Shape
@@ -44,6 +44,7 @@ class Generation:
     """The parts of a workload that do not depend on the engine."""
 
     says_done = True
+    metric: ClassVar[str] = "tokens_per_s"
 
     #: Distributions that must be there, the engine's first.
     _packages: Sequence[str] = ()

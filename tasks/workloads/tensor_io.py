@@ -53,6 +53,7 @@ class Workload:
     Config: ClassVar[type] = Config
     figures: ClassVar[Sequence[str]] = ("fig2", "roofline")
     says_done: ClassVar[bool] = True
+    metric: ClassVar[str] = "all.d2c_mean_us"
 
     def __init__(self, config: _Config) -> None:
         """Take a configuration whose types are right."""
