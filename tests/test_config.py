@@ -97,9 +97,9 @@ def test_sweeps_of_the_package_are_found_from_anywhere(
     assert len(Grid(load(name)).trials) == 8
 
 
-@pytest.mark.parametrize("name", [p.name for p in config.conf_dir().glob("*.yaml")])
-def test_every_sweep_of_the_package_is_valid(name: str) -> None:
-    assert Grid(load(name)).trials
+@pytest.mark.parametrize("path", config.conf_dir().rglob("*.yaml"), ids=str)
+def test_every_sweep_of_the_package_is_valid(path: Path) -> None:
+    assert Grid(load(str(path))).trials
 
 
 # --- extends ---------------------------------------------------------------------------------------------------------

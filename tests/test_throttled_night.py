@@ -29,7 +29,7 @@ SHARE = 0.85
 
 SWEEP = """\
 name: throttled
-workload: {kind: tensor_io, sizes: [32MiB], apis: [aio], loops: 8, block_size: 1MiB, queue_depth: 16}
+workload: {kind: tensor_io, sizes: [32MiB], apis: [aio], loops: 4, block_size: 1MiB, queue_depth: 16}
 storage: {path: PLACE, image_size: 384MiB, queue: {max_sectors_kb: 128}}
 ceiling: {enabled: false}
 grid: {storage.fs: [ext4, xfs]}
