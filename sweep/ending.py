@@ -27,7 +27,7 @@ def conclude(records: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Any],
     states = [r["verdict"]["state"] for r in records.values() if not r["warmup"]]
     warm = [r["verdict"]["state"] for r in records.values() if r["warmup"]]
     if states or not warm:
-        print(f"{counted(len(states), 'trial')}: {_counts(states)}")
+        print(f"{counted(len(states), 'trial')}: {_counts(states) or 'none was run, and none was kept'}")
     if warm:
         print(f"{counted(len(warm), 'warm-up')}, not counted: {_counts(warm)}")
     for line in chosen:
