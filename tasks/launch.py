@@ -71,10 +71,14 @@ def _supervisor(spec: TrialSpec) -> Iterator[BinaryIO]:
             events.read()  # its end: nothing of the attempt is left
 
 
+def _log_path() -> Path:
+    return state_dir() / "supervisor.log"
+
+
 @contextmanager
 def _log() -> Iterator[TextIO]:
     """Open the node's log of supervisors, for its owner's eyes only; a long one becomes the one before it."""
-    path = state_dir() / "supervisor.log"
+    path = _log_path()
     with suppress(FileNotFoundError):
         if path.stat().st_size > _LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
@@ -89,12 +93,23 @@ _asking = threading.Lock()
 
 
 def _send(request: Request) -> None:
-    """Send a request to this process's waiting supervisor, started where there is none or it was killed."""
+    """Send a request to this process's waiting supervisor, started where there is none or it was killed.
+
+    Raises TaskError where it does not start.
+    """
     with _asking:
         try:
-            request.send(_doors[-1] if _doors else _opened(request))
+            try:
+                request.send(_doors[-1] if _doors else _opened(request))
+            except (BrokenPipeError, ConnectionResetError):
+                request.send(_opened(request))
         except (BrokenPipeError, ConnectionResetError):
-            request.send(_opened(request))
+            raise TaskError(f"the attempt's supervisor does not start: {_log_path()} says why") from None
+        except BaseException:
+            # Cancelled in the middle: with half a request in it this one understands no other.
+            while _doors:
+                _doors.pop().close()
+            raise
 
 
 def _opened(first: Request) -> socket.socket:
@@ -140,4 +155,4 @@ def _outcome(events: BinaryIO, announce: Callable[[str], None]) -> Outcome:
             return Outcome(event["record"], Path(event["folder"]), event["files"], event["log_tail"])
         else:
             raise TaskError(event["reason"])
-    raise TaskError("the attempt's supervisor ended without a word")
+    raise TaskError(f"the attempt's supervisor ended without a word; {_log_path()} may say why")

@@ -149,11 +149,17 @@ class _Child:
             die_with_parent()
             others.close()
             near.close()
-            if (request := Request.received(far)) is not None:
+            code = 1
+            try:
+                signal.signal(signal.SIGTERM, _cancel)
+                request = Request.received(far)
                 far.close()
-                request.enter()
-                _run_in_child(request.order["trial"], Path(request.order["lease"]))
-            os._exit(0)
+                code = _run_in_child(request) if request else 0
+            except Cancelled:
+                code = 130
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
         far.close()
         return cls(pid, near)
 
@@ -161,9 +167,14 @@ class _Child:
 def _supervise_one(request: Request, trial: _Child) -> None:
     """Run one attempt, as described above."""
     lease = Lease.take(request.order["token"])
+    own = replace(request, streams=(0, 1, 2), order={"trial": request.order, "lease": str(lease.folder)})
     alone = False
     try:
-        replace(request, streams=(0, 1, 2), order={"trial": request.order, "lease": str(lease.folder)}).send(trial.door)
+        try:
+            own.send(trial.door)
+        except (BrokenPipeError, ConnectionResetError):  # killed while it waited
+            trial = _Child.waiting(trial.door)
+            own.send(trial.door)
         alone = _supervise(trial.pid, lease)
     finally:
         left = Lease.load(lease.folder)
@@ -206,24 +217,21 @@ def _emit(**event: Any) -> None:
         pass  # nobody listens any more; the clean-up goes on
 
 
-def _run_in_child(value: dict[str, Any], folder: Path) -> None:
-    """Run the trial in this forked process, which never returns; its lease is in `folder`."""
-    code = 1
+def _run_in_child(request: Request) -> int:
+    """Run the trial that is asked for in this forked process and return the exit code."""
+    request.enter()
     try:
-        signal.signal(signal.SIGTERM, _cancel)
-        lease = Lease.load(folder)
-        assert lease is not None, f"no lease in {folder}"
-        record = run_trial(TrialSpec(**value), lease, _announce)
+        lease = Lease.load(Path(request.order["lease"]))
+        assert lease is not None, f"no lease in {request.order['lease']}"
+        record = run_trial(TrialSpec(**request.order["trial"]), lease, _announce)
         spool = spool_of(lease)
         _emit(event="finished", record=record, folder=str(spool), files=manifest(spool), log_tail=tail_of_logs(spool))
-        code = 0
+        return 0
     except Cancelled:
-        code = 130
+        return 130
     except Exception:  # noqa: BLE001 - reported, and turned into an exit code
         sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+        return 1
 
 
 def _cancel(number: int, frame: FrameType | None) -> None:

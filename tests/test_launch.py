@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks import launch
+from tasks.errors import TaskError
 from tests.conftest import trial_config, trial_spec
 
 
@@ -72,6 +73,9 @@ def test_a_supervisor_killed_while_it_waits_is_replaced(state, attempt):
         os.kill(pid, signal.SIGKILL)
     settled(state, 1)
     assert attempt() == "valid"
+    first, _, trial = settled(state, 3)
+    os.kill(trial, signal.SIGKILL)
+    assert attempt() == "valid"
     settled(state, 3)
     os.kill(first, signal.SIGKILL)
     settled(state, 0)
@@ -89,3 +93,24 @@ def test_pandas_is_not_in_what_every_trial_is_forked_from():
     code = "import sys, tasks.supervisor as s; s._warm_up(); print('pandas' in sys.modules); import pandas"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"
+
+
+def test_a_request_that_was_cut_short_spoils_no_later_one(state, attempt, monkeypatch):
+    assert attempt() == "valid"
+    whole = launch.Request.send
+
+    def half(self, door):
+        door.send((8).to_bytes(8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.Request, "send", half)
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    monkeypatch.setattr(launch.Request, "send", whole)
+    assert attempt() == "valid"
+
+
+def test_a_supervisor_that_does_not_start_is_told_in_words(state, attempt, monkeypatch):
+    monkeypatch.setattr(launch.sys, "executable", "/bin/false")
+    with pytest.raises(TaskError, match=r"does not start: .*supervisor\.log says why"):
+        attempt()
