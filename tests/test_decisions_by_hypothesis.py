@@ -24,6 +24,8 @@ CELLS, REPEATS = "abcd", (1, 2)
 class Plan:
     """A plan of trials made by hand."""
 
+    is_open = False
+
     def __init__(self, trials: list[Trial], selected: list[Trial]) -> None:
         self.every, self.trials = tuple(trials), tuple(selected)
 
