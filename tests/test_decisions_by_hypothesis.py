@@ -28,6 +28,7 @@ class Plan:
 
     def __init__(self, trials: list[Trial], selected: list[Trial]) -> None:
         self.every, self.trials = tuple(trials), tuple(selected)
+        self.planned = self.trials
 
 
 class Past:
