@@ -330,10 +330,10 @@ class Adaptive(Grid):
 
     def _missing(self) -> str | None:
         """Say which valid trial has not the metric that is asked for, and what there is."""
-        for name in self._chosen:
-            told = self._finished.get(name, {}).get("observed") or {}
+        for trial in self.trials:  # those that an earlier driver finished too, which nobody has asked for yet
+            told = self._finished.get(trial.id, {}).get("observed") or {}
             if told.get("missing"):
-                return f"{name} has no {self.metric(self._chosen[name])}: {told['missing']}"
+                return f"{trial.id} has no {self.metric(trial)}: {told['missing']}"
         return None
 
 

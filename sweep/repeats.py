@@ -75,14 +75,14 @@ class Tally:
 
 
 def tally(trials: Sequence[Trial], finished: Mapping[str, Mapping[str, Any]]) -> Tally:
-    """Return what the records of those trials come to that have one."""
+    """Return what the records of those trials come to that have one; valid ones without the metric are left out."""
     values, bad = [], []
     for record in (finished[trial.id] for trial in trials if trial.id in finished):
         verdict, value = record["verdict"], (record.get("observed") or {}).get("value")
-        if verdict["state"] == "valid" and value is not None:
-            values.append(float(value))
-        else:
+        if verdict["state"] != "valid":
             bad.append("; ".join([str(verdict["state"]), *map(str, verdict.get("reasons") or ())]))
+        elif value is not None:
+            values.append(float(value))
     return Tally(tuple(values), tuple(bad))
 
 

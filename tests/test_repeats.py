@@ -93,6 +93,13 @@ def test_a_broken_cell_ends_at_the_bound(tmp_path: Path) -> None:
     assert len(order) == 10
 
 
+def test_a_metric_that_reused_trials_lack_is_no_observation_of_them(tmp_path: Path) -> None:
+    found = plan(tmp_path, grid={})
+    _, order = driven(found, lambda trial: record(1.0), {"rep=2": record(observed={"missing": "no reads"})})
+    assert (order, found.trouble) == ([], "rep=2 has no duration_s: no reads")
+    assert [cell["trials"] for cell in found.outcome()["repeats"]] == [0]
+
+
 def test_before_anything_ran_its_size_is_told(tmp_path: Path) -> None:
     found = plan(tmp_path, warmups=1)
     assert found.size == "at least 12 trials"

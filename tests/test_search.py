@@ -230,6 +230,15 @@ def test_a_metric_that_no_trial_has_ends_the_plan(tmp_path: Path) -> None:
     assert found.trouble == "n=4,rep=1 has no read.d2c_p99_us: no phase 'load'; phases: trial, job"
 
 
+def test_a_metric_that_reused_trials_lack_ends_a_resumed_plan_at_once(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    had = {f"n={n},rep=1": record(observed={"missing": "no phase 'load'"}) for n in (2, 4)}
+    _, order = driven(found, lambda trial: record(1.0), had)
+    assert order == []
+    assert found.trouble == "n=2,rep=1 has no read.d2c_p99_us: no phase 'load'"
+    assert found.told() == ["largest n with read.d2c_p99_us <= 200: not found yet (0 trials; the grid has 15)"]
+
+
 def test_selected_trials_only(tmp_path: Path) -> None:
     sweep = config.load(str(write(tmp_path, search=SEARCH)))
     found = plan_of(sweep)
