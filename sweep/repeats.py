@@ -65,6 +65,11 @@ class Tally:
         return len(self.values) + len(self.bad)
 
     @property
+    def cannot_run(self) -> bool:
+        """Whether all failed, which tells of the cell; an invalid trial tells nothing of it."""
+        return bool(self.bad) and not self.values and all(text.startswith("failed") for text in self.bad)
+
+    @property
     def median(self) -> float | None:
         """The median of the metric; None where no trial is valid."""
         return statistics.median(self.values) if self.values else None

@@ -152,27 +152,29 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """Whether a value meets the target; `sure` unless the interval of its repeats holds the target."""
+    """Whether a value meets the target; `sure` once as many valid trials as confirm it say so, unless their interval
+    holds the target, or once enough of its trials failed."""
 
     meets: bool
     sure: bool
 
 
 def judge(search: Search, told: Tally) -> Judged:
-    """Judge a value by the median of its valid trials; one that has none does not meet the target."""
+    """Judge a value by the median of its valid trials; one that has none is taken not to meet the target."""
     if told.median is None:
-        return Judged(False, True)
+        return Judged(False, told.cannot_run and told.ended >= min(_FAILED_ENOUGH, search.confirm))
     target = search.at_most if search.at_most is not None else search.at_least
     assert target is not None
     ends = told.interval()
     straddles = ends is not None and ends[0] <= target <= ends[1] and ends[0] < ends[1]
-    return Judged(told.median <= target if search.at_most is not None else told.median >= target, not straddles)
+    meets = told.median <= target if search.at_most is not None else told.median >= target
+    return Judged(meets, len(told.values) >= search.confirm and not straddles)
 
 
 def lacking(search: Search, told: Tally) -> int:
     """Return how many more trials a value beside the border needs before it is settled."""
     left = search.max - told.ended
-    if told.median is None:
+    if told.cannot_run:
         return min(left, max(0, min(_FAILED_ENOUGH, search.confirm) - told.ended))
     if len(told.values) < search.confirm:
         return min(left, search.confirm - len(told.values))

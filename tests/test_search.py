@@ -121,6 +121,19 @@ def test_a_value_whose_interval_holds_the_target_gets_more_trials_up_to_the_boun
     assert "its interval holds the target" in [step.why for step in path.steps]
 
 
+def test_invalid_trials_say_nothing_of_their_value() -> None:
+    """The first two trials of the value in the middle lose events; its next ones meet the target."""
+    left = {7: ["invalid; lost 3 events"] * 2}
+
+    def measure(place: int) -> Tally:
+        bad = left.get(place) or []
+        return Tally((), (bad.pop(),)) if bad else Tally((50.0 if place <= 7 else 150.0,))
+
+    path, trials = run_alone(Search(at_most=100, confirm=3, max=6), 15, measure)
+    assert path.border == 7
+    assert trials[7] == 5
+
+
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
@@ -183,16 +196,43 @@ def test_every_end_is_told(tmp_path: Path, factor: int, keys: Any, told: str) ->
     assert f": {told} (" in line
 
 
-def test_a_failed_value_and_one_that_is_not_monotone_are_told(tmp_path: Path) -> None:
+def test_a_failed_value_is_told_and_none_beyond_the_border_is_tried(tmp_path: Path) -> None:
     found = plan(tmp_path)
     driven(found, lambda trial: record(state="failed") if trial.cell["n"] == 16 else record(10.0))
     assert found.told()[1:] == ["  16 did not run: failed; out of memory"]
-    values = {1: 10, 2: 10, 4: 300, 8: 20, 16: 500}
     found = plan(tmp_path)
-    odd = {f"n={n},rep={k}": record(values[n]) for n in (8,) for k in (1, 2, 3)}
+    values = {1: 10, 2: 10, 4: 300, 8: 20, 16: 500}
     seen, _ = driven(found, lambda trial: record(values[trial.cell["n"]]))
     assert found.outcome()["searches"][0]["answer"] == 2
-    assert odd.keys().isdisjoint(seen)
+    assert not [name for name in seen if name.startswith("n=8")]
+
+
+def test_values_that_are_not_monotone_are_told(tmp_path: Path) -> None:
+    """The repeats of both values beside the first border say the contrary of their first trials."""
+    found = plan(tmp_path, search={**SEARCH, "values": [1, 2, 3, 4, 5, 6, 7]})
+    first = {"n=3,rep=1": 20.0, "n=4,rep=1": 300.0}
+    driven(found, lambda trial: record(first.get(trial.id, 20.0 if trial.cell["n"] in (1, 2, 4) else 300.0)))
+    assert found.told()[0].startswith("largest n with read.d2c_p99_us <= 200: 4 (")
+    assert found.told()[-1] == "  not monotone: 4 meets it although 3 does not"
+
+
+def test_what_rests_on_few_valid_trials_is_told(tmp_path: Path) -> None:
+    def measure(trial: Any) -> dict[str, Any]:
+        if trial.cell["n"] == 8 or (trial.cell["n"] == 4 and trial.repeat > 1):
+            return record(state="invalid")
+        return record(trial.cell["n"] * 10.0)
+
+    found = plan(tmp_path)
+    driven(found, measure)
+    assert found.told() == [
+        "largest n with read.d2c_p99_us <= 200: 4 (12 trials; the grid has 15)",
+        "  4 is uncertain: decided by the median of 1 valid trial",
+        "  4 had 6 trials, of which 5 were not valid: invalid; out of memory",
+        "  8 is uncertain: it has no valid trial",
+        "  8 had 6 trials, of which 6 were not valid: invalid; out of memory",
+    ]
+    tried = {row["value"]: row["sure"] for row in found.outcome()["searches"][0]["tried"]}
+    assert tried == {4: False, 8: False}
 
 
 @settings(max_examples=40, deadline=None)
