@@ -22,7 +22,7 @@ from analysis.intervals import interval, student_t
 from sweep.definition import Stop, Until
 from sweep.errors import ConfigError
 from sweep.plan import Trial
-from sweep.values import typed
+from sweep.values import refuse_references, typed
 from tasks import workloads
 
 
@@ -30,6 +30,7 @@ def checked(source: str, told: Mapping[str, Any], kind: str, most: int) -> Until
     """Return the rule that `repeats` states; ConfigError where it makes no sense, or allows more than `most` trials."""
     if "until" not in told:
         raise ConfigError(source, "repeats.until", "is missing", "write {until: ci, rel: 0.05, max: 10}, or a number")
+    refuse_references(source, told, "repeats")
     own = typed(source, Until, told, "repeats.")
     rule = Until(**own | {"until": Stop[own["until"]], "metric": own["metric"] or workloads.load(kind).metric})
     check_metric(source, "repeats.metric", rule.metric)

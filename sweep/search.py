@@ -17,7 +17,7 @@ from typing import Any
 from sweep.definition import Find, Search
 from sweep.errors import ConfigError
 from sweep.repeats import Tally, check_metric
-from sweep.values import nearest, shown, typed
+from sweep.values import nearest, refuse_references, shown, typed
 from tasks.units import parse_bytes
 
 #: So many trials of a value that all fail are enough: one may be an accident.
@@ -46,6 +46,7 @@ def checked(source: str, told: Any, repeats: Any) -> Search | None:
         return None
     if not isinstance(told, Mapping):
         raise ConfigError(source, "search", f"must hold keys, not {shown(told)}", "its keys: axis, values, metric, ...")
+    refuse_references(source, told, "search")
     own = typed(source, Search, {name: value for name, value in told.items() if name != "values"}, "search.")
     search = Search(**own | {"find": Find[own["find"]], "values": told.get("values")})
     if search.axis is None:
