@@ -86,7 +86,8 @@ def _latest(folder: Path, nights: int, resumed: Path | None) -> list[Base]:
     """Return the newest finished runs of all trials of the sweep, of those that began before this one."""
     found = {path.name: Base(path.name, told, path) for path, told in _finished(folder)}
     for run, started in _whole_in_ledger(folder):
-        found.setdefault(run, Base(run, started, None))
+        if not is_run(folder / run):  # a run that is there says itself how it ended, and whether it goes on
+            found[run] = Base(run, started, None)
     if resumed:
         begun = str(read_run(resumed).get("started") or "")
         found = {run: one for run, one in found.items() if run != resumed.name and one.started < begun}

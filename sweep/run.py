@@ -195,10 +195,12 @@ class _Run:
         """Run all trials; return what was drawn then, or the exit code of a run that was cut short."""
         import ray
 
+        closed = False
         try:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
             trouble = ray.get(actor.finish.remote({"state": state, **_ending(self.plan)}))
+            closed = True
             closing.enter(actor, self.folder)
             judged = self._judged(actor, view)
             view.say("drawing the figures")
@@ -206,12 +208,12 @@ class _Run:
             _tell_of_copy(drawn.get("trouble", trouble))
             return {**drawn, "judged": judged}
         except KeyboardInterrupt:
-            _stop(scheduler, actor, self.folder, "interrupted", self.plan)
+            _stop(scheduler, actor, self.folder, None if closed else "interrupted", self.plan)
             view.say("interrupted")
             self._tell_what_is_kept("interrupted", scheduler)
             return EXIT_INTERRUPTED
         except (ray.exceptions.RayError, StoreFull) as e:
-            _stop(scheduler, actor, self.folder, "broken", self.plan)
+            _stop(scheduler, actor, self.folder, None if closed else "broken", self.plan)
             self._tell_what_is_kept(f"stopped: {first_line(getattr(e, 'cause', None) or e)}", scheduler)
             return EXIT_TRIALS
 
@@ -254,14 +256,18 @@ def _ending(plan: Grid) -> dict[str, Any]:
     return {"ended": now()} | ({} if outcome is None else {"adaptive": outcome})
 
 
-def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str, plan: Grid) -> None:
-    """Cancel and clean up; further interrupts wait until that is done."""
+def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str | None, plan: Grid) -> None:
+    """Cancel and clean up; further interrupts wait until that is done.
+
+    `state` is what becomes of the run, None where it had ended before: it stays what it was.
+    """
     import ray
 
     interrupt.ignore()
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
-        _tell_of_copy(ray.get(actor.finish.remote({"state": state, **_ending(plan)}), timeout=_FINISH_LIMIT_S))
+        if state is not None:
+            _tell_of_copy(ray.get(actor.finish.remote({"state": state, **_ending(plan)}), timeout=_FINISH_LIMIT_S))
         closing.enter(actor, folder, _FINISH_LIMIT_S)
 
 

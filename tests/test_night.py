@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from analysis.files import DRIVER_LOCK, locked
 from sweep import baseline, cli, night
 from sweep.config import load
 from sweep.errors import ConfigError, UserError
+from sweep.options import Options
 from sweep.plan import Grid
 from tests.test_decisions import World, sweep_file, world
 from tests.test_runs import set_record
@@ -141,6 +143,17 @@ def test_a_run_that_was_removed_is_found_in_the_ledger(world: World) -> None:
         found(world, "night7")
 
 
+def test_a_run_that_is_there_is_what_it_says_and_not_what_the_ledger_said_once(world: World) -> None:
+    folders = [made(world, f"night{day}", day) for day in (1, 2, 3)]
+    for folder in folders:
+        ledger.add(folder)
+    world.folder = folders[2]
+    set_record(world, state="interrupted")  # gone on with, and told to stop
+    assert found(world, "latest") == [("night2", True)]
+    with locked(folders[1] / DRIVER_LOCK):
+        assert found(world, "latest:9") == [("night1", True)]
+
+
 def test_a_mistaken_baseline_is_refused(world: World, tmp_path: Path) -> None:
     folder = made(world, "night1", 1)
     sweep = load(str(world.file), ["name=other"])
@@ -208,6 +221,39 @@ def test_a_base_of_the_ledger_is_as_good_as_its_folder(world: World) -> None:
     shutil.rmtree(base)
     assert judgement.judge(folder, [("night1", None)]) == whole
     assert "s/night2 against s/night1" in whole["text"]
+
+
+class Remote:
+    """A Ray actor of which each call is noted, and answered with nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.calls.append((name, arguments)))
+
+
+@pytest.mark.parametrize(("at", "states"), [("trials", ["interrupted"]), ("drawing", ["finished"])])
+def test_a_run_that_has_finished_stays_so_when_its_drawing_is_interrupted(
+    world: World, monkeypatch: pytest.MonkeyPatch, at: str, states: list[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    from sweep import run as running
+
+    def told_to_stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call)
+    monkeypatch.setattr(running.interrupt, "ignore", lambda: None)
+    actor, sweep = Remote(), load(str(world.file))
+    scheduler = SimpleNamespace(run=told_to_stop if at == "trials" else lambda: None, stop=lambda: None)
+    scheduler.stopped_by, scheduler.records = None, {}
+    view = SimpleNamespace(say=lambda text: told_to_stop() if text == "drawing the figures" else None)
+    one = running._Run(sweep, Grid(sweep), Options(world.results), world.folder, "key")
+    ended: Any = one._ended(scheduler, actor, view)  # type: ignore[arg-type]
+    assert ended == 130
+    assert [arguments[0]["state"] for name, arguments in actor.calls if name == "finish"] == states
+    assert [name for name, _ in actor.calls][-1] == "enter"
 
 
 # --- a whole one -----------------------------------------------------------------------------------------------------
