@@ -73,20 +73,25 @@ def dry_run(
     print(f"figures: {', '.join(sweep.figures)}")
     if base:
         print(printable(f"baseline: {base}"))
-    for one in _excess(sweep, results, resumed, base):
+    for one in _excess(sweep, plan, results, resumed, base):
         print(printable(f"would be removed then: run {one}"))
     plan.select(decisions.wanted())
     fit(sweep, plan, placements)
     return EXIT_VALID
 
 
-def _excess(sweep: Sweep, results: Path, resumed: Path | None, base: Baseline | None) -> Iterator[Removal]:
+def _excess(
+    sweep: Sweep, plan: Grid, results: Path, resumed: Path | None, base: Baseline | None
+) -> Iterator[Removal]:
     """Yield the runs that would be too many with this one; of its size nothing is known yet."""
-    runs = sweep.retention.runs
-    earlier = runs if runs is None or resumed else runs - 1
+    folder = results / sweep.name
     used = [one.folder for one in base.bases if one.folder] if base else []
+    if resumed:
+        used.append(resumed)
+    elif len(plan.trials) < len(plan.every):
+        used.append(folder / "latest")  # which a run of some trials leaves as it is
     assert not isinstance(sweep.retention.size, str)
-    yield from excess(results / sweep.name, earlier, sweep.retention.size, [*used, *([resumed] if resumed else [])])
+    yield from excess(folder, sweep.retention.runs, sweep.retention.size, used, coming=0 if resumed else 1)
 
 
 @contextmanager

@@ -200,6 +200,24 @@ def test_a_dry_run_tells_of_baseline_and_retention(world: World, capsys: pytest.
     assert not (world.results / "s" / night.LOCK).exists()
 
 
+def test_a_dry_run_names_the_runs_that_would_go_with_numbers_as_they_will_be(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day in (1, 2, 3):
+        made(world, f"night{day}", day)
+
+    def gone(*more: str) -> list[str]:
+        words = [str(world.file), "--results", str(world.results), "--dry-run", "retention.runs=1", *more]
+        assert cli.main(words) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "would be removed" in line]
+        return [line.partition("run ")[2].partition(" (")[0] + line.partition(";")[2] for line in lines]
+
+    all_three = [f"night{n} there are {m} runs, 1 are kept)" for n, m in ((1, 4), (2, 3), (3, 2))]
+    assert gone() == all_three  # night3 is latest now, and will not be then
+    assert gone("--only", "n == 1") == all_three[:2]
+    assert gone("--resume") == [f"night{n} there are {m} runs, 1 are kept)" for n, m in ((1, 3), (2, 2))]
+
+
 # --- judged ----------------------------------------------------------------------------------------------------------
 
 
