@@ -52,8 +52,8 @@ def excess(
     """Return the runs of a sweep's folder that are too many, or too large together, the oldest first.
 
     Both limits are of all runs that sweeps made there. Not removed, whatever the limits: those `used`, the one that
-    `latest` points at, those that are driven or written to now, and unfinished ones of the last 24 hours. Where runs are
-    still `coming`, so many more, `latest` will be one of them.
+    `latest` points at, those that are driven or written to now, and unfinished ones of the last 24 hours. Of
+    runs that are still `coming`, so many more, `latest` will be one.
     """
     known = sorted(_runs(folder), key=lambda one: (str(one.record.get("started") or ""), one.run.name))
     safe = {path.resolve() for path in (*used, *([] if coming else [folder / "latest"]))}

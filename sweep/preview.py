@@ -15,7 +15,7 @@ from sweep.definition import Order, Sweep
 from sweep.durations import Durations
 from sweep.errors import EXIT_VALID
 from sweep.inquiry import ask_here, ask_through_ray
-from sweep.past import Past
+from sweep.past import Past, is_at_home
 from sweep.placement import Placement, Placements, fit, needs
 from sweep.plan import Grid, Trial
 from sweep.progress import counted
@@ -80,10 +80,10 @@ def dry_run(
     return EXIT_VALID
 
 
-def _excess(
-    sweep: Sweep, plan: Grid, results: Path, resumed: Path | None, base: Baseline | None
-) -> Iterator[Removal]:
+def _excess(sweep: Sweep, plan: Grid, results: Path, resumed: Path | None, base: Baseline | None) -> Iterator[Removal]:
     """Yield the runs that would be too many with this one; of its size nothing is known yet."""
+    if resumed and not is_at_home(resumed, results, sweep.name):
+        return
     folder = results / sweep.name
     used = [one.folder for one in base.bases if one.folder] if base else []
     if resumed:

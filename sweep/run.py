@@ -25,7 +25,7 @@ from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, ConfigError, first_line
 from sweep.inquiry import ask_here, ask_through_ray
 from sweep.membership import Membership
 from sweep.options import Options
-from sweep.past import Past, find
+from sweep.past import Past, find, is_at_home
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid
 from sweep.record import new_record, now, shown
@@ -140,7 +140,7 @@ class _Run:
             print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
         if scheduler.stopped_by:
             self._tell_what_is_kept(f"stopped: {scheduler.stopped_by}", scheduler)
-        else:
+        elif is_at_home(self.folder, self.options.results, self.sweep.name):
             closing.retire(actor, self.folder, self.sweep.retention, self.baseline)
         if self.baseline is not None:
             closing.tell(actor, self.folder, ended["judged"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,8 +131,6 @@ def test_a_run_that_is_gone_on_with_is_compared_with_those_before_it(world: Worl
 
 
 def test_a_run_that_was_removed_is_found_in_the_ledger(world: World) -> None:
-    import shutil
-
     for day in (1, 2, 3):
         ledger.add(made(world, f"night{day}", day))
     for name in ("night1", "night3"):
@@ -231,8 +230,6 @@ def test_a_first_night_says_so(world: World) -> None:
 
 
 def test_a_base_of_the_ledger_is_as_good_as_its_folder(world: World) -> None:
-    import shutil
-
     base, folder = made(world, "night1", 1), made(world, "night2", 2)
     ledger.add(base)
     whole = judgement.judge(folder, [("night1", str(base))])
@@ -272,6 +269,29 @@ def test_a_run_that_has_finished_stays_so_when_its_drawing_is_interrupted(
     assert ended == 130
     assert [arguments[0]["state"] for name, arguments in actor.calls if name == "finish"] == states
     assert [name for name, _ in actor.calls][-1] == "enter"
+
+
+def test_a_run_in_an_archive_that_is_gone_on_with_removes_none_beside_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    from sweep import run as running
+
+    folders = [made(world, f"night{day}", day) for day in (1, 2)]
+    archive = tmp_path / "archive" / "s"
+    archive.parent.mkdir()
+    shutil.copytree(world.results / "s", archive, symlinks=True)
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call)
+    sweep = load(str(world.file), ["retention.runs=1"])
+    ended = {"ruled_out": {}, "run": str(world.folder), "report": None, "judged": None}
+    for folder, calls in ((folders[1], ["retire"]), (archive / "night2", [])):
+        actor = Remote()
+        one = running._Run(sweep, Grid(sweep), Options(world.results), folder, "key")
+        one._concluded(SimpleNamespace(stopped_by=None, records={}), actor, ended)  # type: ignore[arg-type]
+        assert [name for name, _ in actor.calls] == calls
+        words = [str(world.file), "--results", str(world.results), "--dry-run", "--resume", "--run", str(folder)]
+        assert cli.main([*words, "retention.runs=1"]) == 0
+        assert ("would be removed" in capsys.readouterr().out) is bool(calls)
 
 
 # --- a whole one -----------------------------------------------------------------------------------------------------
