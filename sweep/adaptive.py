@@ -239,6 +239,10 @@ class Adaptive(Grid):
         rule = part.until or part.search
         return rule.metric if rule and not trial.warmup else None
 
+    def may_fail(self, trial: Trial) -> bool:
+        """Say whether that a trial fails is an answer: a search finds the values that cannot run so."""
+        return self._part(trial).search is not None
+
     def turn(self, trial: Trial) -> int | None:
         """Return the trial's place in the order of all, however late it is asked for."""
         return self._turns[trial.id]

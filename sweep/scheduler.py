@@ -42,9 +42,9 @@ class Policy:
     """What becomes of trials that do not end well.
 
     `attempts`, `losses`: how often a trial is tried at most whose worker crashes, whose node goes; `max_failures`:
-    after that many that failed or are not valid, no more are started; `fail_fast`: after the first one, and what runs
-    is stopped; `cooldown_s`: the rest of a drive between two trials; `patience_s`: how long trials wait for a node that
-    could run them, once there is none; `keep`: offload files stay on the node.
+    after that many that failed or are not valid, no more are started (a value of a search may fail); `fail_fast`: after
+    the first one, and what runs is stopped; `cooldown_s`: the rest of a drive between two trials; `patience_s`: how
+    long trials wait for a node that could run them, once there is none; `keep`: offload files stay on the node.
     """
 
     attempts: int = 3
@@ -299,7 +299,8 @@ class Scheduler:
         # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
         slim = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
         self.records[trial.id] = slim | {"warmup": trial.warmup} | self._observed(trial, record)
-        if not trial.warmup and record["verdict"]["state"] != "valid":
+        state = record["verdict"]["state"]
+        if not trial.warmup and state != "valid" and not (state == "failed" and self._plan.may_fail(trial)):
             self._failed.add(trial.id)
 
     # --- nodes -------------------------------------------------------------------------------------------------------

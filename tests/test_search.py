@@ -279,6 +279,19 @@ def test_a_metric_that_reused_trials_lack_ends_a_resumed_plan_at_once(tmp_path: 
     assert found.told() == ["largest n with read.d2c_p99_us <= 200: not found yet (0 trials; the grid has 15)"]
 
 
+@pytest.mark.parametrize(("state", "searches", "stops"), [("failed", 1, 0), ("invalid", 1, 1), ("failed", 0, 1)])
+def test_a_value_that_cannot_run_does_not_stop_the_run(tmp_path: Path, state: str, searches: int, stops: int) -> None:
+    pytest.importorskip("ray")
+    from sweep.placement import Placements
+    from sweep.scheduler import Policy, Scheduler
+
+    found = plan(tmp_path) if searches else Grid(config.load(str(write(tmp_path))))
+    nothing: Any = None
+    scheduler = Scheduler("s", "k", found, Placements([]), nothing, nothing, Policy(max_failures=1))
+    scheduler._keep(found.trials[0], record(state=state))
+    assert (scheduler.stopped_by is not None) == bool(stops)
+
+
 def test_selected_trials_only(tmp_path: Path) -> None:
     sweep = config.load(str(write(tmp_path, search=SEARCH)))
     found = plan_of(sweep)
