@@ -10,6 +10,7 @@ same.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,8 @@ def checked(source: str, told: Any, repeats: Any) -> Search | None:
         return None
     if repeats != 1:
         text = "would not be used: search.confirm and search.max say how many trials a value has"
-        raise ConfigError(source, "repeats", text, "leave it out beside search")
+        hint = "leave it out beside search; in a scenario of a sweep that has it, write repeats: 1"
+        raise ConfigError(source, "repeats", text, hint)
     search.values = _checked_values(source, search.values)
     _check_target(source, search)
     return search
@@ -105,6 +107,8 @@ def _checked_values(source: str, values: Any) -> list[Any]:
     if not isinstance(values, list) or len(values) < 2:
         text = f"must be a list of two values or more, or {{from: 1, to: 128, factor: 2}}, not {shown(values)}"
         raise ConfigError(source, where, text)
+    if twice := [text for text, count in Counter(map(shown, values)).items() if count > 1]:
+        raise ConfigError(source, where, f"lists {twice[0]} twice; search.max says how many trials a value has at most")
     numbers = [_number(value) for value in values]
     ascending = sorted((number, place) for place, number in enumerate(numbers) if number is not None)
     if len(ascending) < len(values):

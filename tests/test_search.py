@@ -301,6 +301,13 @@ def test_selected_trials_only(tmp_path: Path) -> None:
     assert set(order) == {f"n={n},rep={k}" for n in (2, 4) for k in (1, 2)}
 
 
+def test_a_scenario_searches_below_a_sweep_that_repeats(tmp_path: Path) -> None:
+    part = {"a": {"repeats": 1, "search": SEARCH}, "b": {}}
+    found = plan(tmp_path, search={"axis": None}, scenarios=part, repeats=5)
+    counts = Counter(trial.cell["scenario"] for trial in found.trials)
+    assert counts == {"a": 5 * 6, "b": 5}
+
+
 def test_what_was_run_runs_it_again(tmp_path: Path) -> None:
     keys = {"grid": {"storage.fs": ["ext4", "xfs"]}, "search": {**SEARCH, "values": {"from": 1, "to": 16, "factor": 2}}}
     sweep = config.load(str(write(tmp_path, **keys)))
@@ -329,7 +336,10 @@ def test_what_was_run_runs_it_again(tmp_path: Path) -> None:
         ({}, ["search.values={from: .inf, to: 8, step: 1}"], r"search\.values\.from: must be a whole number"),
         ({}, ["search.values=[1]"], r"search\.values: must be a list of two values or more"),
         ({}, ["search.values=[4,2,8]"], r"search\.values: must be in ascending order.*\n.*\[2, 4, 8\]"),
-        ({}, ["search.values=[4,4,8]"], r"search\.values: lists a value twice"),
+        ({}, ["search.values=[4,4,8]"], r"search\.values: lists 4 twice; search\.max says"),
+        ({}, ["search.values=[1MiB,1024KiB]"], r"search\.values: lists a value twice"),
+        ({}, ["search.values=[slow,fast,slow]"], r"search\.values: lists 'slow' twice"),
+        ({"repeats": 5, "scenarios": {"a": {}}}, [], r"scenarios\.a: repeats: would not .*\n.*write repeats: 1"),
         ({}, ["search.values={from: 1, to: 8}"], r"search\.values: a range has from, to, and one of step and factor"),
         (
             {},
