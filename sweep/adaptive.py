@@ -257,7 +257,8 @@ class Adaptive(Grid):
         new = {name: trial for name, trial in wanted.items() if name not in self._chosen}
         cells = {id(trial.cell) for name, trial in new.items() if name not in finished}
         first = [trial for cell in cells for trial in self._warmups.get(cell, ()) if trial.id not in self._chosen]
-        found = sorted([*first, *new.values()], key=lambda trial: self._turns[trial.id])
+        new |= {trial.id: trial for trial in first}
+        found = sorted(new.values(), key=lambda trial: self._turns[trial.id])
         self._chosen |= {trial.id: trial for trial in found}
         return tuple(found)
 
@@ -309,7 +310,8 @@ class Adaptive(Grid):
 
     def _warmed(self, parts: Iterable[Sequence[Trial]]) -> list[Trial]:
         own = [trial for part in parts for trial in part]
-        return [*(warmup for cell in _grouped(own) for warmup in self._warmups.get(cell, ())), *own]
+        first = [warmup for cell in _grouped(own) for warmup in self._warmups.get(cell, ())]
+        return list({trial.id: trial for trial in [*first, *own]}.values())
 
     def certain(self) -> Collection[str]:
         """Return the ids of the trials that run whatever comes of others."""
@@ -368,7 +370,8 @@ class Adaptive(Grid):
             assert part.search
             assert part.searched
             units.append(_Known(_Searched(trials, part.searched.label, part.search), trials))
-        return units
+        alone = [own for cell, own in self._warmups.items() if cell not in cells]  # selected without a trial that counts
+        return [*units, *(_Known(_All(own), own) for own in alone)]
 
     @cached_property
     def _warmups(self) -> dict[int, list[Trial]]:

@@ -26,6 +26,8 @@ from sweep.selection import Selection
 WORKLOAD = {"kind": "command", "argv": ["true", "{n}"], "values": {"n": 1}}
 SEARCH = {"axis": "workload.values.n", "values": [1, 2, 4, 8, 16], "metric": "read.d2c_p99_us", "at_most": 200}
 
+UNTIL = {"until": "ci", "max": 5}
+
 
 def write(folder: Path, **keys: Any) -> Path:
     file = folder / "s.yaml"
@@ -299,6 +301,31 @@ def test_selected_trials_only(tmp_path: Path) -> None:
     found.select(Selection(only=("n <= 4 and rep <= 2",)).of(found.trials, sweep))
     _, order = driven(found, lambda trial: record(trial.cell["n"] * 70))
     assert set(order) == {f"n={n},rep={k}" for n in (2, 4) for k in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("names", "ran"),
+    [
+        (["n=4,warmup=1"], ["n=4,warmup=1"]),
+        (["n=4,warmup=1", "n=8,rep=1"], ["n=4,warmup=1", "n=8,rep=1"]),
+        (["n=4,warmup=1", "n=4,rep=1"], ["n=4,warmup=1", "n=4,rep=1"]),
+    ],
+)
+@pytest.mark.parametrize("keys", [{}, {"search": None, "grid": {"workload.values.n": [4, 8]}, "repeats": UNTIL}])
+def test_a_warmup_that_was_selected_runs(tmp_path: Path, names: list[str], ran: list[str], keys: Any) -> None:
+    sweep = config.load(str(write(tmp_path, **{"search": SEARCH, "warmups": 2, **keys})))
+    found = plan_of(sweep)
+    assert isinstance(found, Adaptive)
+    found.select(Selection(trials=tuple(names)).of(found.trials, sweep))
+    assert [[trial.id for trial in trials] for trials in found.extent()] == [sorted(ran, key=_warmups_first)] * 2
+    assert found.certain() == set(ran)
+    _, order = driven(found, lambda trial: record(1.0, warmup=trial.warmup))
+    assert sorted(order) == sorted(ran)
+    assert order.index("n=4,warmup=1") == 0
+
+
+def _warmups_first(name: str) -> bool:
+    return "warmup" not in name
 
 
 def test_a_scenario_searches_below_a_sweep_that_repeats(tmp_path: Path) -> None:
