@@ -370,7 +370,8 @@ class Adaptive(Grid):
             assert part.search
             assert part.searched
             units.append(_Known(_Searched(trials, part.searched.label, part.search), trials))
-        alone = [own for cell, own in self._warmups.items() if cell not in cells]  # selected without a trial that counts
+        # those that were selected without a trial that counts
+        alone = [own for cell, own in self._warmups.items() if cell not in cells]
         return [*units, *(_Known(_All(own), own) for own in alone)]
 
     @cached_property

@@ -42,10 +42,11 @@ def dry_run(
     """
     if resumed:
         lock.refuse_driven(resumed)
-    base = baseline.find(results, sweep, plan, baselines, resumed) if baselines else None
+    base = baseline.find(results, sweep, plan, baselines, resumed, address is not None) if baselines else None
     with _nodes(address) as placements:
-        if address and resumed:
-            home.check_at_head(cluster.head_address(), sweep.shared)
+        for option, stated in (("--resume", resumed), ("--baseline", baselines)):
+            if address and stated:
+                home.check_at_head(cluster.head_address(), sweep.shared, option)
         past = Past(resumed) if resumed else None
         decisions = Decisions(plan, placements, past, ask_through_ray if address else ask_here)
     print(f"{sweep.name}: {_size(plan)}")

@@ -56,9 +56,10 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     earlier = find(options.results, sweep.name, options.run, at_head) if options.resume else None
     if not options.baseline:
         return _in_folder(sweep, plan, options, here, earlier, None)
-    baseline.find(options.results, sweep, plan, options.baseline, earlier)  # a slip of the hand waits for nobody
+    named = (options.results, sweep, plan, options.baseline, earlier, at_head)
+    baseline.find(*named)  # a slip of the hand waits for nobody
     with night.alone((options.results / sweep.name).absolute(), options.wait_s):
-        base = baseline.find(options.results, sweep, plan, options.baseline, earlier)
+        base = baseline.find(*named)
         print(printable(f"baseline: {base}"), flush=True)
         return _in_folder(sweep, plan, options, here, earlier, base)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,12 @@ import pytest
 
 from analysis import judgement, ledger, load_run
 from analysis.files import DRIVER_LOCK, locked
-from sweep import baseline, cli, night
+from sweep import baseline, cli, cluster, night
 from sweep.config import load
 from sweep.errors import ConfigError, UserError
 from sweep.options import Options
 from sweep.plan import Grid
-from tests.test_decisions import World, sweep_file, world
+from tests.test_decisions import World, node, sweep_file, world
 from tests.test_runs import set_record
 
 __all__ = ["sweep_file", "world"]
@@ -215,6 +216,23 @@ def test_a_dry_run_names_the_runs_that_would_go_with_numbers_as_they_will_be(
     assert gone() == all_three  # night3 is latest now, and will not be then
     assert gone("--only", "n == 1") == all_three[:2]
     assert gone("--resume") == [f"night{n} there are {m} runs, 1 are kept)" for n, m in ((1, 3), (2, 2))]
+
+
+def test_a_baseline_of_a_cluster_is_on_its_head(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = "203.0.113.9:6379"  # of nobody (RFC 5737)
+    monkeypatch.setattr(cluster, "joined", lambda address: nullcontext([node()]))
+    monkeypatch.setattr(cluster, "head_address", lambda: address)
+    made(world, "night1", 1)
+    words = [str(world.file), "--results", str(world.results), "--address", address]
+    for more, said in (
+        (["--dry-run", "--baseline", "latest"], f"--baseline: the results of a cluster are on its head, {address}"),
+        (["--dry-run", "--baseline", "night9"], "night1; or latest; the results of a cluster are on its head"),
+        (["--baseline", "night9"], "night1; or latest; the results of a cluster are on its head"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
 
 
 # --- judged ----------------------------------------------------------------------------------------------------------
