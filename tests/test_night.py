@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -76,6 +78,29 @@ def test_a_night_waits_for_as_long_as_it_was_told(
     subprocess.Popen(["sh", "-c", f"sleep 0.5; kill {other.pid}"])
     with night.alone(tmp_path / "s", 30):
         assert other.wait() != 0
+
+
+def test_whoever_only_looks_keeps_no_night_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    looking = (tmp_path / "s" / night.LOCK).open("a+")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.2, looking.close).start()
+    with night.alone(tmp_path / "s", 0):
+        pass
+
+
+def test_a_night_waits_as_long_as_a_look_takes_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def seen(path: Path, content: str = "", wait_s: float = 0.0) -> Any:
+        asked.append(wait_s)
+        return locked(path, content, wait_s)
+
+    monkeypatch.setattr(night, "locked", seen)
+    for wait_s in (0, 30):
+        with night.alone(tmp_path / "s", wait_s):
+            pass
+    assert asked == [0.5, 30]
 
 
 def test_times_to_wait() -> None:
