@@ -115,7 +115,7 @@ def _size(plan: Grid) -> str:
     repeats = f"{'up to ' if min(per_cell.values()) < most else ''}{counted(most, 'repeat')}"
     all_of_them = counted(len(plan.every), "trial")
     count = all_of_them if len(plan.trials) == len(plan.every) else f"{len(plan.trials)} of {all_of_them} selected"
-    if least < most_of_all or plan.rules():
+    if least < most_of_all or (most_of_all and plan.rules()):
         return f"{_span(least, most_of_all)} of {all_of_them} that could be, {counted(len(per_cell), 'cell')}"
     beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
     return f"{count}{beside}, {counted(len(per_cell), 'cell')} x {repeats}"

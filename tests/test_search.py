@@ -324,6 +324,15 @@ def test_a_warmup_that_was_selected_runs(tmp_path: Path, names: list[str], ran: 
     assert order.index("n=4,warmup=1") == 0
 
 
+def test_a_dry_run_of_a_warmup_alone_counts_it(tmp_path: Path) -> None:
+    from sweep.preview import _size
+
+    sweep = config.load(str(write(tmp_path, search=SEARCH, warmups=1)))
+    found = plan_of(sweep)
+    found.select(Selection(trials=("n=4,warmup=1",)).of(found.trials, sweep))
+    assert _size(found).startswith("1 of 35 trials selected, 1 warm-up among them")
+
+
 def _warmups_first(name: str) -> bool:
     return "warmup" not in name
 
