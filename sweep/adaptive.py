@@ -393,10 +393,9 @@ class Adaptive(Grid):
         Also one that an earlier driver finished, and nobody has asked for yet.
         """
         told = {name: (self._finished[name].get("observed") or {}).get("missing") for name in ended}
-        if any(told.values()):
-            first = next(trial for trial in self.trials if told.get(trial.id))
-            return f"{first.id} has no {self.metric(first)}: {told[first.id]}"
-        return None
+        bad = (trial for trial in self.trials if told.get(trial.id)) if any(told.values()) else iter(())
+        first = next(bad, None)
+        return f"{first.id} has no {self.metric(first)}: {told[first.id]}" if first else None
 
 
 def _grouped(trials: Iterable[Trial]) -> dict[int, list[Trial]]:
