@@ -370,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             alpha=options.alpha,
             metrics=options.metric or (),
         )
-        text = json.dumps(told.as_json(), indent=2, ensure_ascii=False) if options.json else "\n".join(told.lines())
+        text = json.dumps(told.as_json(), indent=2, ensure_ascii=False) if options.json else _page(told, options)
         if options.output:
             Path(options.output).write_text(f"{text}\n", encoding="utf-8")
     except (AnalysisError, OSError) as error:
@@ -378,6 +378,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.output:
         print(text)
     return REGRESSION if told.regressed else 0
+
+
+def _page(told: Comparison, options: argparse.Namespace) -> str:
+    from analysis import answers  # of the figures, which --json needs not
+
+    return "\n".join([*told.lines(), *answers.changed(load_run(options.run), [*map(load_run, options.bases)])])
 
 
 def _frame(path: str) -> pd.DataFrame:

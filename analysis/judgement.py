@@ -27,6 +27,7 @@ def judge(path: Path, bases: Sequence[tuple[str, str | None]]) -> dict[str, Any]
 
     Returns `{"regressed": ..., "text": ...}`. Raises AnalysisError where the run or a base cannot be read.
     """
+    from analysis import answers
     from analysis.compare import compare
     from analysis.observations import of_run
 
@@ -36,6 +37,8 @@ def judge(path: Path, bases: Sequence[tuple[str, str | None]]) -> dict[str, Any]
         now = of_run(run)
         found = compare(now, [_rows(run, name, folder, list(now.columns)) for name, folder in bases])
         regressed, lines = found.regressed, list(found.lines())
+        there = [load_run(folder) for _, folder in bases if folder is not None and Path(folder).is_dir()]
+        lines += answers.changed(run, there)
         write_bytes(run.path / JSON, json.dumps(found.as_json(), indent=1).encode())
     text = "\n".join([*lines, "", _tally(run), f"report: {run.path / 'report.html'}"]) + "\n"
     write_bytes(run.path / FILE, text.encode(errors="replace"))

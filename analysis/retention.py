@@ -46,15 +46,18 @@ class _Kept:
     size_bytes: int
 
 
-def excess(folder: Path, runs: int | None, size_bytes: int | None, used: Collection[Path] = ()) -> list[Removal]:
+def excess(
+    folder: Path, runs: int | None, size_bytes: int | None, used: Collection[Path] = (), coming: int = 0
+) -> list[Removal]:
     """Return the runs of a sweep's folder that are too many, or too large together, the oldest first.
 
     Both limits are of all runs that sweeps made there. Not removed, whatever the limits: those `used`, the one that
-    `latest` points at, those that are driven or written to now, and unfinished ones of the last 24 hours.
+    `latest` points at, those that are driven or written to now, and unfinished ones of the last 24 hours. Of
+    runs that are still `coming`, so many more, `latest` will be one.
     """
     known = sorted(_runs(folder), key=lambda one: (str(one.record.get("started") or ""), one.run.name))
-    safe = {path.resolve() for path in (*used, folder / "latest")}
-    number, total = len(known), sum(one.size_bytes for one in known)
+    safe = {path.resolve() for path in (*used, *([] if coming else [folder / "latest"]))}
+    number, total = len(known) + coming, sum(one.size_bytes for one in known)
     found = []
     for one in known:
         limit = None

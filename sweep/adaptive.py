@@ -176,6 +176,43 @@ class _Searched:
         return told | {"meets": judged[place].meets, "sure": judged[place].sure}
 
 
+class _Known:
+    """A unit, and what it says: asked again only once a trial of its own has ended, for others change nothing of it."""
+
+    def __init__(self, unit: _Unit, trials: Sequence[Trial]) -> None:
+        self.unit, self.trials = unit, trials
+        self._said: dict[str, Any] = {}
+
+    def forget(self) -> None:
+        """A trial of it has ended."""
+        self._said.clear()
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether `wanted` would say what it has said already."""
+        return "wanted" in self._said
+
+    def wanted(self, finished: Finished) -> Sequence[Trial]:
+        """See `_Unit`."""
+        if "wanted" not in self._said:
+            self._said["wanted"] = self.unit.wanted(finished)
+        found: Sequence[Trial] = self._said["wanted"]
+        return found
+
+    def is_open(self, finished: Finished) -> bool:
+        """See `_Unit`."""
+        if "open" not in self._said:
+            self._said["open"] = self.unit.is_open(finished)
+        return bool(self._said["open"])
+
+    def outcome(self, finished: Finished) -> dict[str, Any]:
+        """Return what a run records of it."""
+        assert isinstance(self.unit, (_Repeated, _Searched))
+        if "outcome" not in self._said:
+            self._said["outcome"] = self.unit.outcome(finished)
+        return dict(self._said["outcome"])
+
+
 class Adaptive(Grid):
     """A plan that chooses among the trials of a grid.
 
@@ -204,17 +241,24 @@ class Adaptive(Grid):
 
     def next_trials(self, finished: Finished) -> tuple[Trial, ...]:
         """Return the trials to run next, given the records of the finished ones by id."""
-        if self._chosen and finished == self._finished:
+        ended = [name for name, record in finished.items() if self._finished.get(name) is not record]
+        changed = [*ended, *(self._finished.keys() - finished.keys())]
+        if self._chosen and not changed:
             return ()
         self._finished = dict(finished)
-        self._trouble = self._missing()
+        for name in changed:
+            if name in self._unit_of:
+                self._unit_of[name].forget()
+        self._trouble = self._trouble or self._missing(ended)
         if self._trouble:
             return ()
-        wanted = {trial.id: trial for unit in self._units for trial in unit.wanted(finished)}
+        asked = [unit for unit in self._units if not unit.was_asked]
+        wanted = {trial.id: trial for unit in asked for trial in unit.wanted(finished)}
         new = {name: trial for name, trial in wanted.items() if name not in self._chosen}
         cells = {id(trial.cell) for name, trial in new.items() if name not in finished}
         first = [trial for cell in cells for trial in self._warmups.get(cell, ()) if trial.id not in self._chosen]
-        found = sorted([*first, *new.values()], key=lambda trial: self._turns[trial.id])
+        new |= {trial.id: trial for trial in first}
+        found = sorted(new.values(), key=lambda trial: self._turns[trial.id])
         self._chosen |= {trial.id: trial for trial in found}
         return tuple(found)
 
@@ -239,6 +283,10 @@ class Adaptive(Grid):
         rule = part.until or part.search
         return rule.metric if rule and not trial.warmup else None
 
+    def may_fail(self, trial: Trial) -> bool:
+        """Say whether that a trial fails is an answer: a search finds the values that cannot run so."""
+        return self._part(trial).search is not None
+
     def turn(self, trial: Trial) -> int | None:
         """Return the trial's place in the order of all, however late it is asked for."""
         return self._turns[trial.id]
@@ -248,7 +296,7 @@ class Adaptive(Grid):
     @property
     def least(self) -> int:
         """How many trials there are at least: those that were asked for, or that a sweep like this one needs."""
-        return max(len(self._chosen), len(self.extent()[0]) if self.is_open else 0)
+        return max(len(self._chosen), self._least if self.is_open else 0)
 
     @property
     def size(self) -> str:
@@ -257,16 +305,17 @@ class Adaptive(Grid):
 
     def extent(self) -> tuple[Sequence[Trial], Sequence[Trial]]:
         """Return trials as many, and of such cells, as are run at least and at most, with their warm-ups."""
-        parts = [unit.extent() for unit in self._units]
+        parts = [own.unit.extent() for own in self._units]
         return self._warmed(least for least, _ in parts), self._warmed(most for _, most in parts)
 
     def _warmed(self, parts: Iterable[Sequence[Trial]]) -> list[Trial]:
         own = [trial for part in parts for trial in part]
-        return [*(warmup for cell in _grouped(own) for warmup in self._warmups.get(cell, ())), *own]
+        first = [warmup for cell in _grouped(own) for warmup in self._warmups.get(cell, ())]
+        return list({trial.id: trial for trial in [*first, *own]}.values())
 
     def certain(self) -> Collection[str]:
         """Return the ids of the trials that run whatever comes of others."""
-        first = [trial for unit in self._units for trial in unit.wanted({})]
+        first = [trial for own in self._units for trial in own.unit.wanted({})]
         return {trial.id for trial in self._warmed([first])}
 
     def rules(self) -> list[str]:
@@ -275,7 +324,7 @@ class Adaptive(Grid):
 
     def outcome(self) -> dict[str, Any]:
         """Return what a run records of how trials were chosen."""
-        own = [unit.outcome(self._finished) for unit in self._units if isinstance(unit, _Repeated)]
+        own = [one.outcome(self._finished) for one in self._units if isinstance(one.unit, _Repeated)]
         return {"repeats": own, "searches": self._searches()}
 
     def told(self) -> list[str]:
@@ -286,20 +335,28 @@ class Adaptive(Grid):
     # --- the parts ---------------------------------------------------------------------------------------------------
 
     def _searches(self) -> list[dict[str, Any]]:
-        return [unit.outcome(self._finished) for unit in self._units if isinstance(unit, _Searched)]
+        return [one.outcome(self._finished) for one in self._units if isinstance(one.unit, _Searched)]
 
     def _forget(self) -> None:
-        for name in ("_units", "_warmups", "_turns"):
+        for name in ("_units", "_unit_of", "_least", "_warmups", "_turns"):
             self.__dict__.pop(name, None)
 
     def _part(self, trial: Trial) -> Sweep:
         return self._parts[trial.cell[SCENARIO] if None not in self._parts else None]
 
     @cached_property
-    def _units(self) -> list[_Unit]:
+    def _least(self) -> int:
+        return len(self.extent()[0])
+
+    @cached_property
+    def _unit_of(self) -> dict[str, _Known]:
+        return {trial.id: own for own in self._units for trial in own.trials}
+
+    @cached_property
+    def _units(self) -> list[_Known]:
         """The trials that count, by what chooses them."""
         cells = _grouped(trial for trial in self.trials if not trial.warmup)
-        units: list[_Unit] = []
+        units: list[_Known] = []
         searches: dict[str, list[Trial]] = {}
         for own in cells.values():
             part = self._part(own[0])
@@ -307,13 +364,15 @@ class Adaptive(Grid):
             if part.search:
                 searches.setdefault(str(own[0].kin), []).extend(own)
             else:
-                units.append(_Repeated(own, part.until) if part.until else _All(own))
+                units.append(_Known(_Repeated(own, part.until) if part.until else _All(own), own))
         for trials in searches.values():
             part = self._part(trials[0])
             assert part.search
             assert part.searched
-            units.append(_Searched(trials, part.searched.label, part.search))
-        return units
+            units.append(_Known(_Searched(trials, part.searched.label, part.search), trials))
+        # those that were selected without a trial that counts
+        alone = [own for cell, own in self._warmups.items() if cell not in cells]
+        return [*units, *(_Known(_All(own), own) for own in alone)]
 
     @cached_property
     def _warmups(self) -> dict[int, list[Trial]]:
@@ -328,13 +387,15 @@ class Adaptive(Grid):
             places |= {trial.id: turn for trial, turn in zip(sorted(own, key=lambda t: t.repeat), turns, strict=True)}
         return places
 
-    def _missing(self) -> str | None:
-        """Say which valid trial has not the metric that is asked for, and what there is."""
-        for name in self._chosen:
-            told = self._finished.get(name, {}).get("observed") or {}
-            if told.get("missing"):
-                return f"{name} has no {self.metric(self._chosen[name])}: {told['missing']}"
-        return None
+    def _missing(self, ended: Collection[str]) -> str | None:
+        """Say which valid trial, of those that ended since, has not the metric that is asked for, and what there is.
+
+        Also one that an earlier driver finished, and nobody has asked for yet.
+        """
+        told = {name: (self._finished[name].get("observed") or {}).get("missing") for name in ended}
+        bad = (trial for trial in self.trials if told.get(trial.id)) if any(told.values()) else iter(())
+        first = next(bad, None)
+        return f"{first.id} has no {self.metric(first)}: {told[first.id]}" if first else None
 
 
 def _grouped(trials: Iterable[Trial]) -> dict[int, list[Trial]]:

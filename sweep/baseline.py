@@ -62,9 +62,17 @@ def check_words(words: Sequence[str]) -> None:
             raise ConfigError(_OPTION, None, text)
 
 
-def find(results: Path, sweep: Sweep, plan: Grid, words: Sequence[str], resumed: Path | None = None) -> Baseline:
+def find(
+    results: Path,
+    sweep: Sweep,
+    plan: Grid,
+    words: Sequence[str],
+    resumed: Path | None = None,
+    at_head: bool = False,
+) -> Baseline:
     """Return what `words` name: `latest`, `latest:N`, runs by id or path; `resumed` is the run that is gone on with.
 
+    `at_head`: the runs may be on a cluster's head, and this machine another one.
     Raises ConfigError where a named run is not there, is of another sweep, or has no trial in common with the plan.
     """
     check_words(words)
@@ -72,7 +80,10 @@ def find(results: Path, sweep: Sweep, plan: Grid, words: Sequence[str], resumed:
     found: dict[str, Base] = {}
     for word in words:
         match = _LATEST.fullmatch(word)
-        bases = _latest(folder, int(match[1] or 1), resumed) if match else [_named(folder, sweep.name, word, plan)]
+        if match:
+            bases = _latest(folder, int(match[1] or 1), resumed)
+        else:
+            bases = [_named(folder, sweep.name, word, plan, at_head)]
         found |= {one.run if one.folder is None else str(one.folder): one for one in bases}
     if resumed and any(one.folder == resumed.resolve() for one in found.values()):
         raise ConfigError(_OPTION, None, f"{resumed.name} is the run that is gone on with: it cannot be its own base")
@@ -86,7 +97,8 @@ def _latest(folder: Path, nights: int, resumed: Path | None) -> list[Base]:
     """Return the newest finished runs of all trials of the sweep, of those that began before this one."""
     found = {path.name: Base(path.name, told, path) for path, told in _finished(folder)}
     for run, started in _whole_in_ledger(folder):
-        found.setdefault(run, Base(run, started, None))
+        if not is_run(folder / run):  # a run that is there says itself how it ended, and whether it goes on
+            found[run] = Base(run, started, None)
     if resumed:
         begun = str(read_run(resumed).get("started") or "")
         found = {run: one for run, one in found.items() if run != resumed.name and one.started < begun}
@@ -132,11 +144,11 @@ def _of_ledger(folder: Path) -> list[tuple[str, pd.DataFrame]]:
 # --- a named one -----------------------------------------------------------------------------------------------------
 
 
-def _named(folder: Path, sweep: str, word: str, plan: Grid) -> Base:
+def _named(folder: Path, sweep: str, word: str, plan: Grid, at_head: bool) -> Base:
     """Return the run that a person names, from its folder or from the ledger."""
     path = next((place.resolve() for place in (folder / word, Path(word).absolute()) if is_run(place)), None)
     if path is None:
-        return _removed(folder, sweep, word)
+        return _removed(folder, sweep, word, at_head)
     record = read_run(path)
     if record.get("sweep") != sweep:
         text = f"{path} is a run of {record.get('sweep')!r}, not of {sweep!r}: they cannot be compared"
@@ -150,13 +162,14 @@ def _named(folder: Path, sweep: str, word: str, plan: Grid) -> Base:
     return Base(path.name, str(record.get("started") or ""), path)
 
 
-def _removed(folder: Path, sweep: str, word: str) -> Base:
+def _removed(folder: Path, sweep: str, word: str, at_head: bool) -> Base:
     try:
         runs = dict(_of_ledger(folder))
     except AnalysisError as error:
         raise UserError(f"{_OPTION}: {word} has no folder, and {error}") from None
     if word not in runs:
-        raise ConfigError(_OPTION, None, f"{word} is no run of {sweep}", _known(folder, sweep))
+        more = "; the results of a cluster are on its head: name it there" if at_head else ""
+        raise ConfigError(_OPTION, None, f"{word} is no run of {sweep}", _known(folder, sweep) + more)
     return Base(word, runs[word].run_started.min().isoformat(timespec="seconds"), None)
 
 

@@ -18,8 +18,8 @@ from tasks.machine import user_name
 #: How long the process that wrote for a killed driver may take to end.
 _WRITER_LIMIT_S = 60.0
 
-#: Whoever only looks who drives a run holds its lock for less than this.
-_LOOK_S = 0.5
+#: Whoever only looks who has a lock, of a run or of a night, holds it for less than this.
+LOOK_S = 0.5
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def held(folder: Path) -> Iterator[None]:
     own = {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(), "since": _now()}
     try:
         folder.mkdir(exist_ok=True)
-        lock = locked(folder / DRIVER_LOCK, json.dumps(own), wait_s=_LOOK_S)
+        lock = locked(folder / DRIVER_LOCK, json.dumps(own), wait_s=LOOK_S)
     except BlockingIOError:
         raise UserError(_refusal(folder)) from None
     except OSError as e:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis.files import locked
+from analysis.files import held, locked
 from sweep.errors import EXIT_REGRESSION, EXIT_TRIALS, ConfigError, UserError
+from sweep.lock import LOOK_S
 from tasks.machine import user_name
 
 LOCK = "night.lock"
@@ -38,9 +39,9 @@ def alone(folder: Path, wait_s: float) -> Iterator[None]:
     own = {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(), "since": _now()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if wait_s and (holder := _taken(folder / LOCK)):
-            print(f"waiting for another night of {folder.name}: {holder}", flush=True)
-        lock = locked(folder / LOCK, json.dumps(own), wait_s=wait_s)
+        if wait_s and held(folder / LOCK):
+            print(f"waiting for another night of {folder.name}: {_holder(folder / LOCK)}", flush=True)
+        lock = locked(folder / LOCK, json.dumps(own), wait_s=max(wait_s, LOOK_S))
     except BlockingIOError:
         raise UserError(_refusal(folder, wait_s)) from None
     except OSError as e:
@@ -48,14 +49,6 @@ def alone(folder: Path, wait_s: float) -> Iterator[None]:
     with lock:
         yield
         lock.truncate(0)
-
-
-def _taken(path: Path) -> str | None:
-    try:
-        locked(path).close()
-    except BlockingIOError:
-        return _holder(path)
-    return None
 
 
 def _refusal(folder: Path, wait_s: float) -> str:

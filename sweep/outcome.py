@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sweep.definition import Sweep
@@ -45,12 +45,23 @@ def search_lines(told: Mapping[str, Any]) -> list[str]:
     }
     lines = [f"{what}: {ends[told['state']]} {spent}"]
     for row in told["tried"]:
-        if row["value"] in (told["answer"], told["beyond"]) and not row["sure"]:
-            lines.append(f"  {row['value']} is uncertain: decided by the median of {counted(row['trials'], 'trial')}")
-        if row["bad"] and row["value"] == told["beyond"]:
-            lines.append(f"  {row['value']} did not run: {row['bad'][0]}")
+        if row["value"] in (told["answer"], told["beyond"]):
+            lines += [f"  {row['value']} {text}" for text in _beside_the_border(row)]
     lines += [f"  not monotone: {b} meets it although {a} does not" for a, b in told["contradictions"]]
     return lines
+
+
+def _beside_the_border(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is to be known of a value beside the border: how sure it is, and what was wrong with its trials."""
+    bad, valid = row["bad"], len(row["values"])
+    if not row["sure"]:
+        by = f"decided by the median of {counted(valid, 'valid trial')}" if valid else "it has no valid trial"
+        yield f"is uncertain: {by}"
+    if bad and not valid and all(text.startswith("failed") for text in bad):
+        yield f"did not run: {bad[0]}"
+    elif bad:
+        were = "was" if len(bad) == 1 else "were"
+        yield f"had {counted(row['trials'], 'trial')}, of which {len(bad)} {were} not valid: {bad[0]}"
 
 
 def repeats_lines(cells: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -131,6 +131,11 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / "run.json")
 
 
+def is_at_home(run: Path, results: Path, sweep: str) -> bool:
+    """Say whether a run lies where those of its sweep are made, and not in an archive say."""
+    return run.resolve().parent == (results / sweep).resolve()
+
+
 def find(results: Path, sweep: str, run: str | None, at_head: bool = False) -> Path:
     """Return the run to resume: the one that `run` names, by id or path, or else the newest of the sweep.
 

@@ -117,6 +117,10 @@ class Grid:
         """Return the metric of a finished trial that the plan must know; None for a grid."""
         return None
 
+    def may_fail(self, trial: Trial) -> bool:
+        """Say whether that a trial fails is an answer, and no reason to stop; of a grid it is none."""
+        return False
+
     def turn(self, trial: Trial) -> int | None:
         """Return the trial's place in the order of all; None where trials run as they are asked for."""
         return None

@@ -15,7 +15,7 @@ from sweep.definition import Order, Sweep
 from sweep.durations import Durations
 from sweep.errors import EXIT_VALID
 from sweep.inquiry import ask_here, ask_through_ray
-from sweep.past import Past
+from sweep.past import Past, is_at_home
 from sweep.placement import Placement, Placements, fit, needs
 from sweep.plan import Grid, Trial
 from sweep.progress import counted
@@ -42,10 +42,11 @@ def dry_run(
     """
     if resumed:
         lock.refuse_driven(resumed)
-    base = baseline.find(results, sweep, plan, baselines, resumed) if baselines else None
+    base = baseline.find(results, sweep, plan, baselines, resumed, address is not None) if baselines else None
     with _nodes(address) as placements:
-        if address and resumed:
-            home.check_at_head(cluster.head_address(), sweep.shared)
+        for option, stated in (("--resume", resumed), ("--baseline", baselines)):
+            if address and stated:
+                home.check_at_head(cluster.head_address(), sweep.shared, option)
         past = Past(resumed) if resumed else None
         decisions = Decisions(plan, placements, past, ask_through_ray if address else ask_here)
     print(f"{sweep.name}: {_size(plan)}")
@@ -73,20 +74,25 @@ def dry_run(
     print(f"figures: {', '.join(sweep.figures)}")
     if base:
         print(printable(f"baseline: {base}"))
-    for one in _excess(sweep, results, resumed, base):
+    for one in _excess(sweep, plan, results, resumed, base):
         print(printable(f"would be removed then: run {one}"))
     plan.select(decisions.wanted())
     fit(sweep, plan, placements)
     return EXIT_VALID
 
 
-def _excess(sweep: Sweep, results: Path, resumed: Path | None, base: Baseline | None) -> Iterator[Removal]:
+def _excess(sweep: Sweep, plan: Grid, results: Path, resumed: Path | None, base: Baseline | None) -> Iterator[Removal]:
     """Yield the runs that would be too many with this one; of its size nothing is known yet."""
-    runs = sweep.retention.runs
-    earlier = runs if runs is None or resumed else runs - 1
+    if resumed and not is_at_home(resumed, results, sweep.name):
+        return
+    folder = results / sweep.name
     used = [one.folder for one in base.bases if one.folder] if base else []
+    if resumed:
+        used.append(resumed)
+    elif len(plan.trials) < len(plan.every):
+        used.append(folder / "latest")  # which a run of some trials leaves as it is
     assert not isinstance(sweep.retention.size, str)
-    yield from excess(results / sweep.name, earlier, sweep.retention.size, [*used, *([resumed] if resumed else [])])
+    yield from excess(folder, sweep.retention.runs, sweep.retention.size, used, coming=0 if resumed else 1)
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def _size(plan: Grid) -> str:
     repeats = f"{'up to ' if min(per_cell.values()) < most else ''}{counted(most, 'repeat')}"
     all_of_them = counted(len(plan.every), "trial")
     count = all_of_them if len(plan.trials) == len(plan.every) else f"{len(plan.trials)} of {all_of_them} selected"
-    if least < most_of_all or plan.rules():
+    if least < most_of_all or (most_of_all and plan.rules()):
         return f"{_span(least, most_of_all)} of {all_of_them} that could be, {counted(len(per_cell), 'cell')}"
     beside = f", {counted(warmups, 'warm-up')} among them" if warmups else ""
     return f"{count}{beside}, {counted(len(per_cell), 'cell')} x {repeats}"

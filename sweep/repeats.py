@@ -22,7 +22,7 @@ from analysis.intervals import interval, student_t
 from sweep.definition import Stop, Until
 from sweep.errors import ConfigError
 from sweep.plan import Trial
-from sweep.values import typed
+from sweep.values import refuse_references, typed
 from tasks import workloads
 
 
@@ -30,6 +30,7 @@ def checked(source: str, told: Mapping[str, Any], kind: str, most: int) -> Until
     """Return the rule that `repeats` states; ConfigError where it makes no sense, or allows more than `most` trials."""
     if "until" not in told:
         raise ConfigError(source, "repeats.until", "is missing", "write {until: ci, rel: 0.05, max: 10}, or a number")
+    refuse_references(source, told, "repeats")
     own = typed(source, Until, told, "repeats.")
     rule = Until(**own | {"until": Stop[own["until"]], "metric": own["metric"] or workloads.load(kind).metric})
     check_metric(source, "repeats.metric", rule.metric)
@@ -65,6 +66,11 @@ class Tally:
         return len(self.values) + len(self.bad)
 
     @property
+    def cannot_run(self) -> bool:
+        """Whether all failed, which tells of the cell; an invalid trial tells nothing of it."""
+        return bool(self.bad) and not self.values and all(text.startswith("failed") for text in self.bad)
+
+    @property
     def median(self) -> float | None:
         """The median of the metric; None where no trial is valid."""
         return statistics.median(self.values) if self.values else None
@@ -75,14 +81,14 @@ class Tally:
 
 
 def tally(trials: Sequence[Trial], finished: Mapping[str, Mapping[str, Any]]) -> Tally:
-    """Return what the records of those trials come to that have one."""
+    """Return what the records of those trials come to that have one; valid ones without the metric are left out."""
     values, bad = [], []
     for record in (finished[trial.id] for trial in trials if trial.id in finished):
         verdict, value = record["verdict"], (record.get("observed") or {}).get("value")
-        if verdict["state"] == "valid" and value is not None:
-            values.append(float(value))
-        else:
+        if verdict["state"] != "valid":
             bad.append("; ".join([str(verdict["state"]), *map(str, verdict.get("reasons") or ())]))
+        elif value is not None:
+            values.append(float(value))
     return Tally(tuple(values), tuple(bad))
 
 

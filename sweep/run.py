@@ -25,7 +25,7 @@ from sweep.errors import EXIT_INTERRUPTED, EXIT_TRIALS, ConfigError, first_line
 from sweep.inquiry import ask_here, ask_through_ray
 from sweep.membership import Membership
 from sweep.options import Options
-from sweep.past import Past, find
+from sweep.past import Past, find, is_at_home
 from sweep.placement import Node, Placements, few, fit
 from sweep.plan import Grid
 from sweep.record import new_record, now, shown
@@ -56,9 +56,10 @@ def run_sweep(sweep: Sweep, plan: Grid, options: Options) -> int:
     earlier = find(options.results, sweep.name, options.run, at_head) if options.resume else None
     if not options.baseline:
         return _in_folder(sweep, plan, options, here, earlier, None)
-    baseline.find(options.results, sweep, plan, options.baseline, earlier)  # a slip of the hand waits for nobody
+    named = (options.results, sweep, plan, options.baseline, earlier, at_head)
+    baseline.find(*named)  # a slip of the hand waits for nobody
     with night.alone((options.results / sweep.name).absolute(), options.wait_s):
-        base = baseline.find(options.results, sweep, plan, options.baseline, earlier)
+        base = baseline.find(*named)
         print(printable(f"baseline: {base}"), flush=True)
         return _in_folder(sweep, plan, options, here, earlier, base)
 
@@ -140,7 +141,7 @@ class _Run:
             print("offload files are kept; on each node, python -m tasks.kept lists and --remove removes them")
         if scheduler.stopped_by:
             self._tell_what_is_kept(f"stopped: {scheduler.stopped_by}", scheduler)
-        else:
+        elif is_at_home(self.folder, self.options.results, self.sweep.name):
             closing.retire(actor, self.folder, self.sweep.retention, self.baseline)
         if self.baseline is not None:
             closing.tell(actor, self.folder, ended["judged"])
@@ -195,10 +196,12 @@ class _Run:
         """Run all trials; return what was drawn then, or the exit code of a run that was cut short."""
         import ray
 
+        closed = False
         try:
             scheduler.run()
             state = "stopped" if scheduler.stopped_by else "finished"
             trouble = ray.get(actor.finish.remote({"state": state, **_ending(self.plan)}))
+            closed = True
             closing.enter(actor, self.folder)
             judged = self._judged(actor, view)
             view.say("drawing the figures")
@@ -206,12 +209,12 @@ class _Run:
             _tell_of_copy(drawn.get("trouble", trouble))
             return {**drawn, "judged": judged}
         except KeyboardInterrupt:
-            _stop(scheduler, actor, self.folder, "interrupted", self.plan)
+            _stop(scheduler, actor, self.folder, None if closed else "interrupted", self.plan)
             view.say("interrupted")
             self._tell_what_is_kept("interrupted", scheduler)
             return EXIT_INTERRUPTED
         except (ray.exceptions.RayError, StoreFull) as e:
-            _stop(scheduler, actor, self.folder, "broken", self.plan)
+            _stop(scheduler, actor, self.folder, None if closed else "broken", self.plan)
             self._tell_what_is_kept(f"stopped: {first_line(getattr(e, 'cause', None) or e)}", scheduler)
             return EXIT_TRIALS
 
@@ -254,14 +257,18 @@ def _ending(plan: Grid) -> dict[str, Any]:
     return {"ended": now()} | ({} if outcome is None else {"adaptive": outcome})
 
 
-def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str, plan: Grid) -> None:
-    """Cancel and clean up; further interrupts wait until that is done."""
+def _stop(scheduler: Scheduler, actor: Any, folder: Path, state: str | None, plan: Grid) -> None:
+    """Cancel and clean up; further interrupts wait until that is done.
+
+    `state` is what becomes of the run, None where it had ended before: it stays what it was.
+    """
     import ray
 
     interrupt.ignore()
     scheduler.stop()
     with suppress(ray.exceptions.RayError):
-        _tell_of_copy(ray.get(actor.finish.remote({"state": state, **_ending(plan)}), timeout=_FINISH_LIMIT_S))
+        if state is not None:
+            _tell_of_copy(ray.get(actor.finish.remote({"state": state, **_ending(plan)}), timeout=_FINISH_LIMIT_S))
         closing.enter(actor, folder, _FINISH_LIMIT_S)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ _SILENCE_LIMIT_S = 120.0
 #: What an attempt may take beside its job's time limit: an image, a ceiling, a long trace decoded and sent.
 _BESIDE_S = 7200
 
+#: What a plan chose is all written at once, and each trial that ends may add to it: no more often than this.
+_TELL_S = 5.0
+
 #: How long interrupted attempts get to clean up.
 _STOP_S = 60.0
 
@@ -42,9 +46,9 @@ class Policy:
     """What becomes of trials that do not end well.
 
     `attempts`, `losses`: how often a trial is tried at most whose worker crashes, whose node goes; `max_failures`:
-    after that many that failed or are not valid, no more are started; `fail_fast`: after the first one, and what runs
-    is stopped; `cooldown_s`: the rest of a drive between two trials; `patience_s`: how long trials wait for a node that
-    could run them, once there is none; `keep`: offload files stay on the node.
+    after that many that failed or are not valid, no more are started (a value of a search may fail); `fail_fast`: after
+    the first one, and what runs is stopped; `cooldown_s`: the rest of a drive between two trials; `patience_s`: how
+    long trials wait for a node that could run them, once there is none; `keep`: offload files stay on the node.
     """
 
     attempts: int = 3
@@ -102,7 +106,9 @@ class Scheduler:
         self._asked_s = self._stranded_s = 0.0
         self._failed, self._missed = set[str](), set[str]()
         self.records: dict[str, Mapping[str, Any]] = dict(finished or {})
-        self._reused = frozenset(self.records)
+        self._finished, self._reused = frozenset(self.records), 0
+        self._chooses = plan.outcome() is not None
+        self._untold, self._told_s = list[Trial](), -math.inf
         self._homes = {node.name: node for node in reversed(placements.nodes)} if finished else {}
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -116,6 +122,7 @@ class Scheduler:
                 self._take(ref)
             self._ask()
             self._meet()
+        self._tell_plan()
 
     @property
     def stopped_by(self) -> str | None:
@@ -129,6 +136,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """Cancel what runs and wait until its nodes are clean."""
+        self._tell_plan()
         for ref in self._running:
             ray.cancel(ref, force=False, recursive=False)
         if self._running:
@@ -146,29 +154,40 @@ class Scheduler:
                 self._settle(trial)
             else:
                 self._backlog.push(trial, turn=self._plan.turn(trial))
-        if new:
-            self._tell_plan(new)
+        if new and self._chooses:
+            self._untold += new
+            self._reused += sum(trial.id in self._finished for trial in new)
+            self._progress.planned(self._plan.least - self._reused, self._plan.is_open)
+        if time.monotonic() - self._told_s >= _TELL_S:
+            self._tell_plan()
         return bool(self._running) or bool(self._backlog)
 
-    def _tell_plan(self, new: Sequence[Trial]) -> None:
-        """Record trials that a plan chose late, and show how many there are by now."""
-        if (outcome := self._plan.outcome()) is not None:
-            self._actor.plan.remote([plan_entry(trial) for trial in new], outcome)
-            reused = sum(trial.id in self._reused for trial in self._plan.planned)
-            self._progress.planned(self._plan.least - reused, self._plan.is_open)
+    def _tell_plan(self) -> None:
+        """Record trials that a plan chose late, and what it chose until now."""
+        if self._untold:
+            entries, self._untold, self._told_s = [plan_entry(one) for one in self._untold], [], time.monotonic()
+            self._actor.plan.remote(entries, self._plan.outcome())
 
     def _observe_finished(self) -> None:
-        """Add to the records of an earlier driver what the plan asks of them."""
-        for trial in self._plan.trials:
-            if trial.id in self.records:
-                self.records[trial.id] = {**self.records[trial.id], **self._observed(trial, self.records[trial.id])}
+        """Add to the records of an earlier driver what the plan asks of them; the actor computes it of all at once."""
+        asked = {
+            trial.id: self._actor.observe.remote(trial.slug, metric)
+            for trial in self._plan.trials
+            if trial.id in self.records and (metric := self._asked_of(trial, self.records[trial.id]))
+        }
+        if asked:
+            self._progress.say(f"looking at {counted(len(asked), 'finished trial')}")
+        for name, observed in zip(asked, ray.get([*asked.values()]) if asked else (), strict=True):
+            self.records[name] = {**self.records[name], "observed": observed}
+
+    def _asked_of(self, trial: Trial, record: Mapping[str, Any]) -> str | None:
+        """Return the metric that the plan asks of a trial that ended so; None where it asks for nothing."""
+        return self._plan.metric(trial) if record["verdict"]["state"] == "valid" else None
 
     def _observed(self, trial: Trial, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the plan asks of a trial that ended; the actor computed it when it published the trial."""
-        metric = self._plan.metric(trial)
-        if metric is None or record["verdict"]["state"] != "valid":
-            return {}
-        return {"observed": ray.get(self._actor.observe.remote(trial.slug, metric))}
+        metric = self._asked_of(trial, record)
+        return {} if metric is None else {"observed": ray.get(self._actor.observe.remote(trial.slug, metric))}
 
     def _settle(self, trial: Trial) -> None:
         """Keep the cell of a trial that an earlier driver finished on the node where it ran."""
@@ -299,7 +318,8 @@ class Scheduler:
         # The verdict and what a plan may ask for: the records of a long sweep would fill the driver's memory.
         slim = {name: record.get(name) for name in ("verdict", "metrics", "attempt")}
         self.records[trial.id] = slim | {"warmup": trial.warmup} | self._observed(trial, record)
-        if not trial.warmup and record["verdict"]["state"] != "valid":
+        state = record["verdict"]["state"]
+        if not trial.warmup and state != "valid" and not (state == "failed" and self._plan.may_fail(trial)):
             self._failed.add(trial.id)
 
     # --- nodes -------------------------------------------------------------------------------------------------------

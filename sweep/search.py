@@ -10,6 +10,7 @@ same.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from sweep.definition import Find, Search
 from sweep.errors import ConfigError
 from sweep.repeats import Tally, check_metric
-from sweep.values import nearest, shown, typed
+from sweep.values import nearest, refuse_references, shown, typed
 from tasks.units import parse_bytes
 
 #: So many trials of a value that all fail are enough: one may be an accident.
@@ -46,6 +47,7 @@ def checked(source: str, told: Any, repeats: Any) -> Search | None:
         return None
     if not isinstance(told, Mapping):
         raise ConfigError(source, "search", f"must hold keys, not {shown(told)}", "its keys: axis, values, metric, ...")
+    refuse_references(source, told, "search")
     own = typed(source, Search, {name: value for name, value in told.items() if name != "values"}, "search.")
     search = Search(**own | {"find": Find[own["find"]], "values": told.get("values")})
     if search.axis is None:
@@ -56,7 +58,8 @@ def checked(source: str, told: Any, repeats: Any) -> Search | None:
         return None
     if repeats != 1:
         text = "would not be used: search.confirm and search.max say how many trials a value has"
-        raise ConfigError(source, "repeats", text, "leave it out beside search")
+        hint = "leave it out beside search; in a scenario of a sweep that has it, write repeats: 1"
+        raise ConfigError(source, "repeats", text, hint)
     search.values = _checked_values(source, search.values)
     _check_target(source, search)
     return search
@@ -104,6 +107,8 @@ def _checked_values(source: str, values: Any) -> list[Any]:
     if not isinstance(values, list) or len(values) < 2:
         text = f"must be a list of two values or more, or {{from: 1, to: 128, factor: 2}}, not {shown(values)}"
         raise ConfigError(source, where, text)
+    if twice := [text for text, count in Counter(map(shown, values)).items() if count > 1]:
+        raise ConfigError(source, where, f"lists {twice[0]} twice; search.max says how many trials a value has at most")
     numbers = [_number(value) for value in values]
     ascending = sorted((number, place) for place, number in enumerate(numbers) if number is not None)
     if len(ascending) < len(values):
@@ -152,27 +157,29 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """Whether a value meets the target; `sure` unless the interval of its repeats holds the target."""
+    """Whether a value meets the target; `sure` once as many valid trials as confirm it say so, unless their interval
+    holds the target, or once enough of its trials failed."""
 
     meets: bool
     sure: bool
 
 
 def judge(search: Search, told: Tally) -> Judged:
-    """Judge a value by the median of its valid trials; one that has none does not meet the target."""
+    """Judge a value by the median of its valid trials; one that has none is taken not to meet the target."""
     if told.median is None:
-        return Judged(False, True)
+        return Judged(False, told.cannot_run and told.ended >= min(_FAILED_ENOUGH, search.confirm))
     target = search.at_most if search.at_most is not None else search.at_least
     assert target is not None
     ends = told.interval()
     straddles = ends is not None and ends[0] <= target <= ends[1] and ends[0] < ends[1]
-    return Judged(told.median <= target if search.at_most is not None else told.median >= target, not straddles)
+    meets = told.median <= target if search.at_most is not None else told.median >= target
+    return Judged(meets, len(told.values) >= search.confirm and not straddles)
 
 
 def lacking(search: Search, told: Tally) -> int:
     """Return how many more trials a value beside the border needs before it is settled."""
     left = search.max - told.ended
-    if told.median is None:
+    if told.cannot_run:
         return min(left, max(0, min(_FAILED_ENOUGH, search.confirm) - told.ended))
     if len(told.values) < search.confirm:
         return min(left, search.confirm - len(told.values))

@@ -57,6 +57,18 @@ def check_shape(source: str, cls: type, values: Mapping[str, Any], prefix: str) 
             raise ConfigError(source, where, f"must be {type_name(expected)}, not {shown(value)}")
 
 
+def refuse_references(source: str, value: Any, where: str) -> None:
+    """Refuse `${key}` in keys that choose among trials: what is referred to may be of one cell alone."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            refuse_references(source, one, f"{where}.{name}")
+    elif isinstance(value, list):
+        for one in value:
+            refuse_references(source, one, where)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(source, where, f"cannot refer to another key, as {value!r} does", "write the value itself")
+
+
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
     """Return the types of a dataclass's fields; long axes ask for them again and again."""

@@ -10,12 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sweep import cli, cluster
+from sweep.definition import Search, Until
 from tasks import lease, machine
 
 ROOT = Path(__file__).parent.parent
 SMALL = "workload: {kind: tensor_io, sizes: [1MiB], apis: [posix]}\n"
+
+#: Keys that choose among trials, as good as they are, by section.
+CHOOSING = {
+    "repeats": {**vars(Until()), "until": "ci"},
+    "search": {**vars(Search()), "find": "largest", "values": [1, 2]},
+}
 
 
 def workload(keys: str) -> str:
@@ -280,7 +288,7 @@ LINES: dict[str, tuple[list[str], list[str]]] = {
         ["nothing-like-it.yaml"],
         [
             "nothing-like-it.yaml: no such file",
-            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, quickstart-noroot.yaml, "
+            "fig2.yaml, fig3.yaml, fig4.yaml, fig5.yaml, fig6.yaml, fio.yaml, nightly.yaml, quickstart-noroot.yaml, "
             "quickstart.yaml, search.yaml",
         ],
     ),
@@ -376,6 +384,18 @@ def test_malformed_files(case: str, folder: Path, capsys: pytest.CaptureFixture[
     content, words = FILES[case]
     (folder / "c.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(["c.yaml"], words if "yaml" in words[0] else ["c.yaml: ", *words], folder, capsys)
+
+
+@pytest.mark.parametrize(("section", "name"), [(s, name) for s, keys in CHOOSING.items() for name in keys])
+@pytest.mark.parametrize("value", ["${workload.loops}", ["${oc.env:HOME}"], {"from": "${nope}"}])
+def test_references_in_keys_that_choose_among_trials(
+    section: str, name: str, value: object, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = CHOOSING[section] | {name: value}
+    (folder / "c.yaml").write_text(SMALL + yaml.safe_dump({section: keys}))
+    refused(
+        ["c.yaml"], [f"c.yaml: {section}.{name}", "cannot refer to another key", "the value itself"], folder, capsys
+    )
 
 
 @pytest.mark.parametrize("case", LINES)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from analysis import judgement, ledger, load_run
 from analysis.files import DRIVER_LOCK, locked
-from sweep import baseline, cli, night
+from sweep import baseline, cli, cluster, night
 from sweep.config import load
 from sweep.errors import ConfigError, UserError
+from sweep.options import Options
 from sweep.plan import Grid
-from tests.test_decisions import World, sweep_file, world
+from tests.test_decisions import World, node, sweep_file, world
 from tests.test_runs import set_record
 
 __all__ = ["sweep_file", "world"]
@@ -72,6 +78,29 @@ def test_a_night_waits_for_as_long_as_it_was_told(
     subprocess.Popen(["sh", "-c", f"sleep 0.5; kill {other.pid}"])
     with night.alone(tmp_path / "s", 30):
         assert other.wait() != 0
+
+
+def test_whoever_only_looks_keeps_no_night_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    looking = (tmp_path / "s" / night.LOCK).open("a+")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.2, looking.close).start()
+    with night.alone(tmp_path / "s", 0):
+        pass
+
+
+def test_a_night_waits_as_long_as_a_look_takes_at_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def seen(path: Path, content: str = "", wait_s: float = 0.0) -> Any:
+        asked.append(wait_s)
+        return locked(path, content, wait_s)
+
+    monkeypatch.setattr(night, "locked", seen)
+    for wait_s in (0, 30):
+        with night.alone(tmp_path / "s", wait_s):
+            pass
+    assert asked == [0.5, 30]
 
 
 def test_times_to_wait() -> None:
@@ -128,8 +157,6 @@ def test_a_run_that_is_gone_on_with_is_compared_with_those_before_it(world: Worl
 
 
 def test_a_run_that_was_removed_is_found_in_the_ledger(world: World) -> None:
-    import shutil
-
     for day in (1, 2, 3):
         ledger.add(made(world, f"night{day}", day))
     for name in ("night1", "night3"):
@@ -139,6 +166,17 @@ def test_a_run_that_was_removed_is_found_in_the_ledger(world: World) -> None:
     assert found(world, "night1") == [("night1", False)]
     with pytest.raises(ConfigError, match=r"--baseline: night7 is no run of s\n  the runs of s: night2; or latest"):
         found(world, "night7")
+
+
+def test_a_run_that_is_there_is_what_it_says_and_not_what_the_ledger_said_once(world: World) -> None:
+    folders = [made(world, f"night{day}", day) for day in (1, 2, 3)]
+    for folder in folders:
+        ledger.add(folder)
+    world.folder = folders[2]
+    set_record(world, state="interrupted")  # gone on with, and told to stop
+    assert found(world, "latest") == [("night2", True)]
+    with locked(folders[1] / DRIVER_LOCK):
+        assert found(world, "latest:9") == [("night1", True)]
 
 
 def test_a_mistaken_baseline_is_refused(world: World, tmp_path: Path) -> None:
@@ -187,6 +225,41 @@ def test_a_dry_run_tells_of_baseline_and_retention(world: World, capsys: pytest.
     assert not (world.results / "s" / night.LOCK).exists()
 
 
+def test_a_dry_run_names_the_runs_that_would_go_with_numbers_as_they_will_be(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day in (1, 2, 3):
+        made(world, f"night{day}", day)
+
+    def gone(*more: str) -> list[str]:
+        words = [str(world.file), "--results", str(world.results), "--dry-run", "retention.runs=1", *more]
+        assert cli.main(words) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "would be removed" in line]
+        return [line.partition("run ")[2].partition(" (")[0] + line.partition(";")[2] for line in lines]
+
+    all_three = [f"night{n} there are {m} runs, 1 are kept)" for n, m in ((1, 4), (2, 3), (3, 2))]
+    assert gone() == all_three  # night3 is latest now, and will not be then
+    assert gone("--only", "n == 1") == all_three[:2]
+    assert gone("--resume") == [f"night{n} there are {m} runs, 1 are kept)" for n, m in ((1, 3), (2, 2))]
+
+
+def test_a_baseline_of_a_cluster_is_on_its_head(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = "203.0.113.9:6379"  # of nobody (RFC 5737)
+    monkeypatch.setattr(cluster, "joined", lambda address: nullcontext([node()]))
+    monkeypatch.setattr(cluster, "head_address", lambda: address)
+    made(world, "night1", 1)
+    words = [str(world.file), "--results", str(world.results), "--address", address]
+    for more, said in (
+        (["--dry-run", "--baseline", "latest"], f"--baseline: the results of a cluster are on its head, {address}"),
+        (["--dry-run", "--baseline", "night9"], "night1; or latest; the results of a cluster are on its head"),
+        (["--baseline", "night9"], "night1; or latest; the results of a cluster are on its head"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
 # --- judged ----------------------------------------------------------------------------------------------------------
 
 
@@ -200,14 +273,68 @@ def test_a_first_night_says_so(world: World) -> None:
 
 
 def test_a_base_of_the_ledger_is_as_good_as_its_folder(world: World) -> None:
-    import shutil
-
     base, folder = made(world, "night1", 1), made(world, "night2", 2)
     ledger.add(base)
     whole = judgement.judge(folder, [("night1", str(base))])
     shutil.rmtree(base)
     assert judgement.judge(folder, [("night1", None)]) == whole
     assert "s/night2 against s/night1" in whole["text"]
+
+
+class Remote:
+    """A Ray actor of which each call is noted, and answered with nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.calls.append((name, arguments)))
+
+
+@pytest.mark.parametrize(("at", "states"), [("trials", ["interrupted"]), ("drawing", ["finished"])])
+def test_a_run_that_has_finished_stays_so_when_its_drawing_is_interrupted(
+    world: World, monkeypatch: pytest.MonkeyPatch, at: str, states: list[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    from sweep import run as running
+
+    def told_to_stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call)
+    monkeypatch.setattr(running.interrupt, "ignore", lambda: None)
+    actor, sweep = Remote(), load(str(world.file))
+    scheduler = SimpleNamespace(run=told_to_stop if at == "trials" else lambda: None, stop=lambda: None)
+    scheduler.stopped_by, scheduler.records = None, {}
+    view = SimpleNamespace(say=lambda text: told_to_stop() if text == "drawing the figures" else None)
+    one = running._Run(sweep, Grid(sweep), Options(world.results), world.folder, "key")
+    ended: Any = one._ended(scheduler, actor, view)  # type: ignore[arg-type]
+    assert ended == 130
+    assert [arguments[0]["state"] for name, arguments in actor.calls if name == "finish"] == states
+    assert [name for name, _ in actor.calls][-1] == "enter"
+
+
+def test_a_run_in_an_archive_that_is_gone_on_with_removes_none_beside_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    from sweep import run as running
+
+    folders = [made(world, f"night{day}", day) for day in (1, 2)]
+    archive = tmp_path / "archive" / "s"
+    archive.parent.mkdir()
+    shutil.copytree(world.results / "s", archive, symlinks=True)
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call)
+    sweep = load(str(world.file), ["retention.runs=1"])
+    ended = {"ruled_out": {}, "run": str(world.folder), "report": None, "judged": None}
+    for folder, calls in ((folders[1], ["retire"]), (archive / "night2", [])):
+        actor = Remote()
+        one = running._Run(sweep, Grid(sweep), Options(world.results), folder, "key")
+        one._concluded(SimpleNamespace(stopped_by=None, records={}), actor, ended)  # type: ignore[arg-type]
+        assert [name for name, _ in actor.calls] == calls
+        words = [str(world.file), "--results", str(world.results), "--dry-run", "--resume", "--run", str(folder)]
+        assert cli.main([*words, "retention.runs=1"]) == 0
+        assert ("would be removed" in capsys.readouterr().out) is bool(calls)
 
 
 # --- a whole one -----------------------------------------------------------------------------------------------------

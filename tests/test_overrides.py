@@ -40,6 +40,8 @@ CHOSEN: dict[str, st.SearchStrategy[Any]] = {
     "repeats": st.integers(1, 10_000),
     "warmups": st.integers(0, 10_000),
     "cooldown_s": st.floats(0, 86_400),
+    "retention.runs": st.none() | st.integers(1, 10_000),
+    "retention.size": st.none() | st.integers(1, 1 << 50),  # written out in bytes
     "data.shared": st.none() | st.sampled_from(["/mnt/results", "/srv/other"]),
 }
 ELSEWHERE = ("extends", "grid", "zip", "scenarios", "scale", "scales", "seed", "workload")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.intervals import interval
-from sweep import config, repeats
+from sweep import adaptive, config, repeats
 from sweep.adaptive import Adaptive, plan_of
 from sweep.definition import Until
 from sweep.errors import ConfigError
+from sweep.placement import Placements
 from sweep.repeats import Tally
 from tests.test_search import driven, record
 
@@ -91,6 +94,81 @@ def test_a_broken_cell_ends_at_the_bound(tmp_path: Path) -> None:
     found = plan(tmp_path, grid={})
     _, order = driven(found, lambda trial: record(state="failed"))
     assert len(order) == 10
+
+
+def test_a_metric_that_reused_trials_lack_is_no_observation_of_them(tmp_path: Path) -> None:
+    found = plan(tmp_path, grid={})
+    _, order = driven(found, lambda trial: record(1.0), {"rep=2": record(observed={"missing": "no reads"})})
+    assert (order, found.trouble) == ([], "rep=2 has no duration_s: no reads")
+    assert [cell["trials"] for cell in found.outcome()["repeats"]] == [0]
+
+
+def test_a_trial_that_ends_has_only_its_own_cell_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, asked = 300, Counter[str]()
+    for name in ("wanted", "is_open", "outcome"):
+        own = getattr(adaptive._Repeated, name)
+
+        def counted(unit: Any, finished: Any, name: str = name, own: Any = own) -> Any:
+            asked[name] += 1
+            return own(unit, finished)
+
+        monkeypatch.setattr(adaptive._Repeated, name, counted)
+    found = plan(tmp_path, grid={"limits.time_limit_s": list(range(1, cells + 1))})
+    chance, finished = random.Random(1), dict[str, Any]()
+    waiting = [*found.next_trials({})]
+    while waiting:
+        finished[waiting.pop(0).id] = record(chance.gauss(10, 0.5))
+        waiting += found.next_trials(finished)
+        assert found.least >= len(finished)
+        assert len(found.outcome()["repeats"]) == cells
+    assert len(finished) > 3 * cells
+    # is_open asks for what is wanted by itself
+    assert asked["wanted"] <= 2 * (cells + len(finished))
+    assert max(asked["is_open"], asked["outcome"]) <= cells + len(finished)
+
+
+def test_what_a_plan_chose_is_written_now_and_then_and_whole_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    from sweep import scheduler as driving
+
+    written: list[tuple[list[Any], Any]] = []
+    actor = SimpleNamespace(plan=SimpleNamespace(remote=lambda entries, outcome: written.append((entries, outcome))))
+    view = SimpleNamespace(planned=lambda total, more: None)
+    found = plan(tmp_path)
+    scheduler: Any = driving.Scheduler("s", "k", found, Placements([]), actor, view)  # type: ignore[arg-type]
+    scheduler._backlog = SimpleNamespace(push=lambda trial, turn: None)
+    chance = random.Random(1)
+    while scheduler._goes_on() and (left := [one for one in found.planned if one.id not in scheduler.records]):
+        scheduler.records[left[0].id] = record(chance.gauss(10, 3))
+    assert len(written) == 1
+    monkeypatch.setattr(driving, "_TELL_S", 0.0)
+    scheduler._goes_on()
+    scheduler.stop()
+    assert len(written) == 2
+    assert [entry["id"] for entries, _ in written for entry in entries] == [trial.id for trial in found.planned]
+    assert written[-1][1] == found.outcome()
+
+
+def test_finished_trials_are_looked_at_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from sweep.scheduler import Scheduler
+
+    waits: list[Any] = []
+    monkeypatch.setattr(ray, "get", lambda refs: waits.append(refs) or [{"value": float(len(slug))} for slug in refs])
+    actor = SimpleNamespace(observe=SimpleNamespace(remote=lambda slug, metric: f"{slug} {metric}"))
+    said: list[str] = []
+    found = plan(tmp_path)
+    records = {trial.id: record(state="failed" if trial.repeat == 2 else "valid") for trial in found.trials}
+    view = SimpleNamespace(say=said.append)
+    scheduler = Scheduler("s", "k", found, Placements([]), actor, view, finished=records)  # type: ignore[arg-type]
+    scheduler._observe_finished()
+    slugs = {trial.id: f"{trial.slug} duration_s" for trial in found.trials if trial.repeat != 2}
+    assert waits == [list(slugs.values())]
+    assert said == ["looking at 27 finished trials"]
+    told = {name: one["observed"]["value"] for name, one in scheduler.records.items() if "observed" in one}
+    assert told == {name: len(slug) for name, slug in slugs.items()}
 
 
 def test_before_anything_ran_its_size_is_told(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from sweep.selection import Selection
 WORKLOAD = {"kind": "command", "argv": ["true", "{n}"], "values": {"n": 1}}
 SEARCH = {"axis": "workload.values.n", "values": [1, 2, 4, 8, 16], "metric": "read.d2c_p99_us", "at_most": 200}
 
+UNTIL = {"until": "ci", "max": 5}
+
 
 def write(folder: Path, **keys: Any) -> Path:
     file = folder / "s.yaml"
@@ -121,6 +123,19 @@ def test_a_value_whose_interval_holds_the_target_gets_more_trials_up_to_the_boun
     assert "its interval holds the target" in [step.why for step in path.steps]
 
 
+def test_invalid_trials_say_nothing_of_their_value() -> None:
+    """The first two trials of the value in the middle lose events; its next ones meet the target."""
+    left = {7: ["invalid; lost 3 events"] * 2}
+
+    def measure(place: int) -> Tally:
+        bad = left.get(place) or []
+        return Tally((), (bad.pop(),)) if bad else Tally((50.0 if place <= 7 else 150.0,))
+
+    path, trials = run_alone(Search(at_most=100, confirm=3, max=6), 15, measure)
+    assert path.border == 7
+    assert trials[7] == 5
+
+
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
@@ -183,16 +198,43 @@ def test_every_end_is_told(tmp_path: Path, factor: int, keys: Any, told: str) ->
     assert f": {told} (" in line
 
 
-def test_a_failed_value_and_one_that_is_not_monotone_are_told(tmp_path: Path) -> None:
+def test_a_failed_value_is_told_and_none_beyond_the_border_is_tried(tmp_path: Path) -> None:
     found = plan(tmp_path)
     driven(found, lambda trial: record(state="failed") if trial.cell["n"] == 16 else record(10.0))
     assert found.told()[1:] == ["  16 did not run: failed; out of memory"]
-    values = {1: 10, 2: 10, 4: 300, 8: 20, 16: 500}
     found = plan(tmp_path)
-    odd = {f"n={n},rep={k}": record(values[n]) for n in (8,) for k in (1, 2, 3)}
+    values = {1: 10, 2: 10, 4: 300, 8: 20, 16: 500}
     seen, _ = driven(found, lambda trial: record(values[trial.cell["n"]]))
     assert found.outcome()["searches"][0]["answer"] == 2
-    assert odd.keys().isdisjoint(seen)
+    assert not [name for name in seen if name.startswith("n=8")]
+
+
+def test_values_that_are_not_monotone_are_told(tmp_path: Path) -> None:
+    """The repeats of both values beside the first border say the contrary of their first trials."""
+    found = plan(tmp_path, search={**SEARCH, "values": [1, 2, 3, 4, 5, 6, 7]})
+    first = {"n=3,rep=1": 20.0, "n=4,rep=1": 300.0}
+    driven(found, lambda trial: record(first.get(trial.id, 20.0 if trial.cell["n"] in (1, 2, 4) else 300.0)))
+    assert found.told()[0].startswith("largest n with read.d2c_p99_us <= 200: 4 (")
+    assert found.told()[-1] == "  not monotone: 4 meets it although 3 does not"
+
+
+def test_what_rests_on_few_valid_trials_is_told(tmp_path: Path) -> None:
+    def measure(trial: Any) -> dict[str, Any]:
+        if trial.cell["n"] == 8 or (trial.cell["n"] == 4 and trial.repeat > 1):
+            return record(state="invalid")
+        return record(trial.cell["n"] * 10.0)
+
+    found = plan(tmp_path)
+    driven(found, measure)
+    assert found.told() == [
+        "largest n with read.d2c_p99_us <= 200: 4 (12 trials; the grid has 15)",
+        "  4 is uncertain: decided by the median of 1 valid trial",
+        "  4 had 6 trials, of which 5 were not valid: invalid; out of memory",
+        "  8 is uncertain: it has no valid trial",
+        "  8 had 6 trials, of which 6 were not valid: invalid; out of memory",
+    ]
+    tried = {row["value"]: row["sure"] for row in found.outcome()["searches"][0]["tried"]}
+    assert tried == {4: False, 8: False}
 
 
 @settings(max_examples=40, deadline=None)
@@ -230,6 +272,28 @@ def test_a_metric_that_no_trial_has_ends_the_plan(tmp_path: Path) -> None:
     assert found.trouble == "n=4,rep=1 has no read.d2c_p99_us: no phase 'load'; phases: trial, job"
 
 
+def test_a_metric_that_reused_trials_lack_ends_a_resumed_plan_at_once(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    had = {f"n={n},rep=1": record(observed={"missing": "no phase 'load'"}) for n in (2, 4)}
+    _, order = driven(found, lambda trial: record(1.0), had)
+    assert order == []
+    assert found.trouble == "n=2,rep=1 has no read.d2c_p99_us: no phase 'load'"
+    assert found.told() == ["largest n with read.d2c_p99_us <= 200: not found yet (0 trials; the grid has 15)"]
+
+
+@pytest.mark.parametrize(("state", "searches", "stops"), [("failed", 1, 0), ("invalid", 1, 1), ("failed", 0, 1)])
+def test_a_value_that_cannot_run_does_not_stop_the_run(tmp_path: Path, state: str, searches: int, stops: int) -> None:
+    pytest.importorskip("ray")
+    from sweep.placement import Placements
+    from sweep.scheduler import Policy, Scheduler
+
+    found = plan(tmp_path) if searches else Grid(config.load(str(write(tmp_path))))
+    nothing: Any = None
+    scheduler = Scheduler("s", "k", found, Placements([]), nothing, nothing, Policy(max_failures=1))
+    scheduler._keep(found.trials[0], record(state=state))
+    assert (scheduler.stopped_by is not None) == bool(stops)
+
+
 def test_selected_trials_only(tmp_path: Path) -> None:
     sweep = config.load(str(write(tmp_path, search=SEARCH)))
     found = plan_of(sweep)
@@ -237,6 +301,47 @@ def test_selected_trials_only(tmp_path: Path) -> None:
     found.select(Selection(only=("n <= 4 and rep <= 2",)).of(found.trials, sweep))
     _, order = driven(found, lambda trial: record(trial.cell["n"] * 70))
     assert set(order) == {f"n={n},rep={k}" for n in (2, 4) for k in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("names", "ran"),
+    [
+        (["n=4,warmup=1"], ["n=4,warmup=1"]),
+        (["n=4,warmup=1", "n=8,rep=1"], ["n=4,warmup=1", "n=8,rep=1"]),
+        (["n=4,warmup=1", "n=4,rep=1"], ["n=4,warmup=1", "n=4,rep=1"]),
+    ],
+)
+@pytest.mark.parametrize("keys", [{}, {"search": None, "grid": {"workload.values.n": [4, 8]}, "repeats": UNTIL}])
+def test_a_warmup_that_was_selected_runs(tmp_path: Path, names: list[str], ran: list[str], keys: Any) -> None:
+    sweep = config.load(str(write(tmp_path, **{"search": SEARCH, "warmups": 2, **keys})))
+    found = plan_of(sweep)
+    assert isinstance(found, Adaptive)
+    found.select(Selection(trials=tuple(names)).of(found.trials, sweep))
+    assert [[trial.id for trial in trials] for trials in found.extent()] == [sorted(ran, key=_warmups_first)] * 2
+    assert found.certain() == set(ran)
+    _, order = driven(found, lambda trial: record(1.0, warmup=trial.warmup))
+    assert sorted(order) == sorted(ran)
+    assert order.index("n=4,warmup=1") == 0
+
+
+def test_a_dry_run_of_a_warmup_alone_counts_it(tmp_path: Path) -> None:
+    from sweep.preview import _size
+
+    sweep = config.load(str(write(tmp_path, search=SEARCH, warmups=1)))
+    found = plan_of(sweep)
+    found.select(Selection(trials=("n=4,warmup=1",)).of(found.trials, sweep))
+    assert _size(found).startswith("1 of 35 trials selected, 1 warm-up among them")
+
+
+def _warmups_first(name: str) -> bool:
+    return "warmup" not in name
+
+
+def test_a_scenario_searches_below_a_sweep_that_repeats(tmp_path: Path) -> None:
+    part = {"a": {"repeats": 1, "search": SEARCH}, "b": {}}
+    found = plan(tmp_path, search={"axis": None}, scenarios=part, repeats=5)
+    counts = Counter(trial.cell["scenario"] for trial in found.trials)
+    assert counts == {"a": 5 * 6, "b": 5}
 
 
 def test_what_was_run_runs_it_again(tmp_path: Path) -> None:
@@ -267,7 +372,10 @@ def test_what_was_run_runs_it_again(tmp_path: Path) -> None:
         ({}, ["search.values={from: .inf, to: 8, step: 1}"], r"search\.values\.from: must be a whole number"),
         ({}, ["search.values=[1]"], r"search\.values: must be a list of two values or more"),
         ({}, ["search.values=[4,2,8]"], r"search\.values: must be in ascending order.*\n.*\[2, 4, 8\]"),
-        ({}, ["search.values=[4,4,8]"], r"search\.values: lists a value twice"),
+        ({}, ["search.values=[4,4,8]"], r"search\.values: lists 4 twice; search\.max says"),
+        ({}, ["search.values=[1MiB,1024KiB]"], r"search\.values: lists a value twice"),
+        ({}, ["search.values=[slow,fast,slow]"], r"search\.values: lists 'slow' twice"),
+        ({"repeats": 5, "scenarios": {"a": {}}}, [], r"scenarios\.a: repeats: would not .*\n.*write repeats: 1"),
         ({}, ["search.values={from: 1, to: 8}"], r"search\.values: a range has from, to, and one of step and factor"),
         (
             {},

@@ -54,9 +54,13 @@ def answer_of(told: Mapping[str, Any]) -> str:
         "none": f"no value meets it: {cell_text(told.get('beyond'))} does not",
         "all": f"{cell_text(told.get('answer'))} meets it, the last that there is: the border was not found",
     }
+    return f"{ends.get(str(told.get('state')), 'not found yet')}{'' if is_sure(told) else ', uncertain'} ({spent})"
+
+
+def is_sure(told: Mapping[str, Any]) -> bool:
+    """Say whether both values beside the border were settled."""
     sides = (told.get("answer"), told.get("beyond"))
-    sure = all(row["sure"] for row in told["tried"] if row["value"] in sides)
-    return f"{ends.get(str(told.get('state')), 'not found yet')}{'' if sure else ', uncertain'} ({spent})"
+    return all(row["sure"] for row in told["tried"] if row["value"] in sides)
 
 
 def charts(run: Run) -> Iterator[Panel]:

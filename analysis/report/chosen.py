@@ -61,7 +61,9 @@ def _search(place: int, told: Mapping[str, Any]) -> Table:
 def _tried(order: int, row: Mapping[str, Any], told: Mapping[str, Any]) -> Row:
     middle = None if row["low"] is None else (row["low"] + row["high"]) / 2
     span = "" if row["low"] is None else f"{number_text(row['low'])} to {number_text(row['high'])}"
-    verdict = ("yes" if row["meets"] else "no") + ("" if row["sure"] else ", uncertain: decided by the median")
+    verdict = "yes" if row["meets"] else "no"
+    if row["value"] in (told.get("answer"), told.get("beyond")) and not row["sure"]:
+        verdict += ", uncertain: " + ("decided by the median" if row["values"] else "it has no valid trial")
     why = "; then ".join(row["why"])
     if row["bad"]:
         why += f"; not valid: {len(row['bad'])} ({row['bad'][0]})"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis import load_run
+from analysis import answers, compare, judgement, load_run
 from analysis.drawing import figure_names
 from analysis.figures import draw, search
 from analysis.observed import observed
@@ -45,6 +45,31 @@ def made(tmp_path: Path) -> Path:
     told = {**record, "adaptive": {"searches": [SEARCH], "repeats": [CELL]}, "figures": []}
     (run / "run.json").write_text(json.dumps(told))
     return run
+
+
+def with_search(folder: Path, **changes: Any) -> Path:
+    folder.mkdir()
+    run = made(folder)
+    run = run.rename(run.with_name(folder.name))
+    record = json.loads((run / "run.json").read_text())
+    sure = {**SEARCH, "tried": [{**row, "sure": True} for row in SEARCH["tried"]]}
+    (run / "run.json").write_text(json.dumps({**record, "adaptive": {"searches": [{**sure, **changes}]}}))
+    return run
+
+
+def test_a_comparison_tells_what_a_search_finds_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none: dict[str, Any] = {"state": "none", "answer": None, "beyond": 1}
+    other = {"at_most": 300, "answer": 8}
+    folders = [with_search(tmp_path / f"b{n}", **told) for n, told in enumerate(({"answer": 8}, none, other, {}))]
+    first, second, foreign, now = map(load_run, folders)
+    line = "search: Largest depth with read.d2c_p99_us ≤ 200: fs xfs: 2, was"
+    assert answers.changed(now, [second, first]) == [f"{line} 8 in {first.path.name} (told, not judged)"]
+    assert answers.changed(now, [first, second]) == [f"{line} no value in {second.path.name} (told, not judged)"]
+    assert answers.changed(now, [foreign]) == answers.changed(now, [now]) == []
+    assert compare.main([str(now.path), str(first.path)]) == 0
+    assert f"{line} 8 in " in capsys.readouterr().out
+    told = judgement.judge(now.path, [(first.path.name, str(first.path))])
+    assert (told["regressed"], f"{line} 8 in " in told["text"]) == (False, True)
 
 
 def test_page_and_markdown_tell_what_was_tried_and_why(tmp_path: Path) -> None:
