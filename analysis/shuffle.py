@@ -7,7 +7,8 @@ level (max-T: Westfall and Young, Resampling-Based Multiple Testing, 1993, ch. 2
 labellings, however many cells there are; a rank test of each of 24 cells, corrected for all, could never say anything.
 
 - Logarithms are compared, so a shift is a ratio. Outliers are clipped at Tukey's fences of all rounds of a measure,
-  which do not depend on labels.
+  which do not depend on labels, and not within several times of what runs differ by: beside many bases a run holds few
+  of the rounds, and what it shifted by would be clipped as if it were outliers.
 - The scale of a measure is its standard deviation within runs, moderated by those of the others (Smyth, Linear models
   and empirical Bayes, 2004, section 6.2): of five and five values alone, the smallest of many scales is too small.
 - Runs differ as a whole, by more than their repeats do. Of several bases that spread is estimated, of whole runs and of
@@ -33,6 +34,9 @@ LABELLINGS = 2000
 #: No measure repeats more exactly than this; of equal values the scale would be nothing.
 _LEAST_SCALE = 1e-4
 _FENCE = 1.5
+#: A shift is left as it is up to so many standard deviations of what runs differ by: of two bases, t with two degrees
+#: of freedom, 1.3 % lie beyond on either side; of more bases less.
+_REACH = 6.0
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,13 @@ def repeats_needed(alpha: float) -> int:
     return next(n for n in range(1, 64) if least_p(n, n) <= alpha)
 
 
-def clipped(values: Floats) -> Floats:
-    """Return the rows with what lies beyond Tukey's fences moved to them; the fences know no labels."""
+def clipped(values: Floats, least: float = 0.0) -> Floats:
+    """Return the rows with what lies beyond Tukey's fences moved to them; the fences know no labels.
+
+    They are at least `least` away from the quartiles.
+    """
     low, high = (np.nanquantile(values, share, axis=1, keepdims=True) for share in (0.25, 0.75))
-    reach = _FENCE * (high - low)
+    reach = np.maximum(_FENCE * (high - low), least)
     found: Floats = np.clip(values, low - reach, high + reach)
     return found
 
@@ -197,13 +204,14 @@ def judged(rounds: Rounds, between: Spread, alpha: float, seed: int = 0) -> tupl
     rng = np.random.default_rng(seed)
     order = np.argsort(rounds.run, kind="stable")
     now = int((rounds.run == 0).sum())
-    values = clipped(aligned(rounds)[0][:, order])
+    apart = float(np.hypot(between.whole, between.single))
+    values = clipped(aligned(rounds)[0][:, order], _REACH * apart)
     labels = labellings(now, len(order) - now, rng)
     if between.whole or between.single:
         labels = labels[:, np.concatenate(([0], rng.integers(0, labels.shape[1], LABELLINGS - 1)))]
     shift, variance, per, freedom = _statistics(values, labels)
     more = 1 + 1 / between.bases
-    scale = np.sqrt(moderated(variance, freedom) * per + (between.whole**2 + between.single**2) * more)
+    scale = np.sqrt(moderated(variance, freedom) * per + apart**2 * more)
     drift = _drift(rng, shift.shape, between, more)
     found = []
     for sign in (-1.0, 1.0):

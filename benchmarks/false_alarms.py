@@ -1,6 +1,6 @@
 """How often `analysis.compare` raises a false alarm, and what it finds: simulated runs with noise that was measured.
 
-    python benchmarks/false_alarms.py [--pairs 1000] [--bases 1,3] [--cells 4,12,24] [--scale 0.02]
+    python benchmarks/false_alarms.py [--pairs 1000] [--bases 1,3,7] [--cells 4,12,24] [--scale 0.02]
     python benchmarks/false_alarms.py --measure 10 --results results      # measure the noise first, on a quiet machine
 
 `--measure` runs the sweep `benchmarks/noise.yaml` so many times through the whole pipeline and writes the logarithms of
@@ -154,7 +154,7 @@ def read(path: Path) -> Noise:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000, help="simulated runs without a change; a fifth with one")
-    parser.add_argument("--bases", type=_numbers, default=[1, 3])
+    parser.add_argument("--bases", type=_numbers, default=[1, 3, 7])
     parser.add_argument("--cells", type=_numbers, default=[4, 12, 24])
     parser.add_argument("--scale", type=float, help="median spread of a phase within its run, such as 0.02")
     parser.add_argument("--noise", type=Path, default=HERE / "noise.csv")

@@ -153,6 +153,16 @@ def test_bases_that_differ_as_a_whole_raise_the_bar() -> None:
     assert "The 4 bases differ by" in told.lines()[-1]
 
 
+@pytest.mark.parametrize("noise", [0.003, 0.02])
+@pytest.mark.parametrize("bases", [4, 7])
+def test_beside_many_steady_bases_a_slow_run_is_no_outlier(bases: int, noise: float) -> None:
+    nights = [made(n, noise=noise, slow=all_slow(1 + 0.02 * (-1) ** n)) for n in range(1, bases + 1)]
+    assert compare(made(20, noise=noise, slow=all_slow(0.5)), nights).regressed
+    told = compare(made(20, noise=noise, slow={text_of(CELLS[0]): 0.5}), nights)
+    assert {one.cell for one in told.regressions} >= {text_of(CELLS[0])}
+    assert not compare(made(20, noise=noise), nights).regressed
+
+
 def test_the_order_of_rows_and_of_bases_does_not_matter() -> None:
     now, bases = made(3, slow=all_slow(0.9)), [made(1), made(2)]
     one = compare(now, bases)
