@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, reported
-from analysis.files import DRIVER_LOCK, held, locked, replacing
+from analysis.files import DRIVER_LOCK, held, locked, own_folder, replacing
 from analysis.run import Run, Trial, load_run, load_trial
 from analysis.units import count_text
 
@@ -46,7 +46,7 @@ def of_results(results: Path) -> Path:
 
 def of_run_folder(run: Path) -> Path:
     """Return the ledger that a run's trials belong in: that of the folder its sweep's folder is in."""
-    return of_results(run.resolve().parent.parent)
+    return of_results(own_folder(run).parent.parent)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -70,8 +70,8 @@ def read(ledger: Path, sweep: str | None = None) -> pd.DataFrame:
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:
     """Return of the ledger's rows those of each trial's last attempt in its run: its result."""
-    attempts = rows.drop_duplicates([*KEY]).sort_values(["started", "attempt"])
-    last = attempts.drop_duplicates(["sweep", "run", "trial"], keep="last")[[*KEY]]
+    # in the order of entry, which is that of the attempts: one whose worker was lost may not know when it started
+    last = rows.drop_duplicates([*KEY]).drop_duplicates(["sweep", "run", "trial"], keep="last")[[*KEY]]
     found: pd.DataFrame = rows.merge(last, on=[*KEY], how="inner")
     return found
 
@@ -134,13 +134,11 @@ def add(run: Path) -> int:
     lacking = _lacking(opened, keys(ledger))
     parts = [of_run(part) for part in lacking if part.published]
     for part in parts:
-        part["run"] = opened.path.name
-    if not parts:
-        return 0
-    rows = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
-    rows["run_state"] = str(opened.record.get("state") or "unknown")
-    rows["run_whole"] = not opened.record.get("selection")
-    return append(ledger, rows)
+        part["run"] = opened.name
+        part["run_state"] = str(opened.record.get("state") or "unknown")
+        part["run_whole"] = not opened.record.get("selection")
+    # one after the other: an axis may have numbers alone in one, and words too in the other
+    return sum(append(ledger, part) for part in parts)
 
 
 def complete(run: Path) -> bool:
@@ -151,12 +149,12 @@ def complete(run: Path) -> bool:
 
 
 def _lacking(run: Run, known: set[Key]) -> list[Run]:
-    """Return a run's trials, and those that were set aside, as two runs without the attempts that are known.
+    """Return a run's trials that were set aside, then its others, as two runs without the attempts that are known.
 
     A run of which one attempt is lacking is taken whole: its metrics are kept in one table, and what is known of it is
     not entered again.
     """
-    parts = [] if run.record.get("merged") else [run, _Aside(run)]
+    parts = [] if run.record.get("merged") else [_Aside(run), run]
     return [part for part in parts if not {_key(run, trial) for trial in part.published} <= known]
 
 
@@ -165,7 +163,7 @@ def _key(run: Run, trial: Trial) -> Key:
     # as the table has it
     started = pd.to_datetime(pd.Series([trial.record.get("started")]), utc=True, format="ISO8601", errors="coerce")[0]
     text = "" if started is pd.NaT else started.strftime("%Y-%m-%d %H:%M:%S.%fZ")
-    return (run.sweep, run.path.name, trial.id, str(trial.attempt), text)
+    return (run.sweep, run.name, trial.id, str(trial.attempt), text)
 
 
 class _Aside(Run):
@@ -177,7 +175,8 @@ class _Aside(Run):
     @cached_property
     def _found(self) -> list[Trial]:
         folders = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        return [load_trial(folder) for folder in folders if (folder / "trial.json").is_file()]
+        found = [load_trial(folder) for folder in folders if (folder / "trial.json").is_file()]
+        return sorted(found, key=lambda trial: str(trial.record.get("ended") or ""))
 
 
 def append(ledger: Path, rows: pd.DataFrame) -> int:
@@ -195,10 +194,15 @@ def append(ledger: Path, rows: pd.DataFrame) -> int:
     with lock:
         for left in ledger.parent.glob(f".{FILE}.*"):
             left.unlink(missing_ok=True)  # of a process that was killed
-        fresh, count = _new_only(_plain(rows), keys(ledger))
+        known = keys(ledger)
         try:
+            fresh, count = _new_only(_plain(rows), known)
             if count:
                 _write(ledger, fresh)
+        except pa.ArrowException as error:
+            raise AnalysisError(
+                f"{ledger}: cannot hold what is to be added ({_brief(error)}); it is as it was"
+            ) from None
         except OSError as error:
             raise AnalysisError(f"{ledger}: cannot be written ({error.strerror or error}); it is as it was") from None
     return count
@@ -311,7 +315,8 @@ def lines(ledger: Path) -> list[Line]:
 
 def runs_in(results: Path) -> list[Path]:
     """Return the runs below a results folder that nobody drives now."""
-    found = sorted(file.parent for file in results.glob("*/*/run.json") if not file.parent.is_symlink())
+    # no name that begins with a dot: .removed-RUN is a run that is being removed
+    found = sorted(file.parent for file in results.glob("[!.]*/[!.]*/run.json") if not file.parent.is_symlink())
     return [run for run in found if not held(run / DRIVER_LOCK)]
 
 

@@ -88,7 +88,7 @@ def _told(run: Run, trial: Trial) -> dict[str, Any]:
     return {
         "slug": trial.slug,
         "sweep": run.sweep,
-        "run": run.path.name,
+        "run": run.name,
         "run_started": run.record.get("started"),
         "started": trial.record.get("started"),
         "cell": canonical(trial.cell),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import AnalysisError
+from analysis.files import own_folder
 from sweep import lock
 from sweep.definition import Sweep
 from sweep.errors import ConfigError, UserError
@@ -73,8 +74,8 @@ def find(results: Path, sweep: Sweep, plan: Grid, words: Sequence[str], resumed:
     for word in words:
         match = _LATEST.fullmatch(word)
         bases = _latest(folder, int(match[1] or 1), resumed) if match else [_named(folder, sweep.name, word, plan)]
-        found |= {one.run if one.folder is None else str(one.folder): one for one in bases}
-    if resumed and any(one.folder == resumed.resolve() for one in found.values()):
+        found |= {one.run if one.folder is None else str(one.folder.resolve()): one for one in bases}
+    if resumed and any(one.folder and one.folder.resolve() == resumed.resolve() for one in found.values()):
         raise ConfigError(_OPTION, None, f"{resumed.name} is the run that is gone on with: it cannot be its own base")
     return Baseline(tuple(sorted(found.values(), key=lambda one: one.started)))
 
@@ -134,7 +135,7 @@ def _of_ledger(folder: Path) -> list[tuple[str, pd.DataFrame]]:
 
 def _named(folder: Path, sweep: str, word: str, plan: Grid) -> Base:
     """Return the run that a person names, from its folder or from the ledger."""
-    path = next((place.resolve() for place in (folder / word, Path(word).absolute()) if is_run(place)), None)
+    path = next((own_folder(place) for place in (folder / word, Path(word).absolute()) if is_run(place)), None)
     if path is None:
         return _removed(folder, sweep, word)
     record = read_run(path)

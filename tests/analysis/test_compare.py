@@ -419,3 +419,13 @@ def test_a_mistake_is_one_line_and_exit_2(runs: list[Path], capsys: pytest.Captu
     assert main([str(runs[0]), str(runs[0].parent / "nowhere")]) == 2
     assert main([str(runs[0]), str(runs[0])]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_run_is_itself_by_the_link_to_it_too(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    latest = runs[0].with_name("same")
+    latest.symlink_to(runs[0].name)
+    try:
+        assert main([str(runs[0]), str(latest)]) == 2
+        assert "is the run itself" in capsys.readouterr().err
+    finally:
+        latest.unlink()
