@@ -25,7 +25,7 @@ def page(told: Comparison) -> list[str]:
         *_changes("Slower", told.regressions, causes=True),
         *_changes("Faster", told.improvements, causes=False),
         *_section("Changed around it", [str(one) for one in told.environment], _MOST_CHANGES),
-        *_section("Failed or invalid now, and not counted", told.failed),
+        *_section("Failed, invalid or unreadable now, and not counted", told.failed),
         *_section("Not judged", _unjudged(told)),
         *_section("Not compared", told.unmatched),
         *_notes(told),
