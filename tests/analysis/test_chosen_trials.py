@@ -47,6 +47,12 @@ def made(tmp_path: Path) -> Path:
     return run
 
 
+def test_values_and_names_keep_their_letters() -> None:
+    told = {**SEARCH, "cell": {"size": "64MiB"}, "axis": "kvSize", "answer": "64MiB", "beyond": "1GiB"}
+    assert search.title_of(told) == "Largest kvSize with read.d2c_p99_us ≤ 200: size 64MiB"
+    assert search._described(told)[0].startswith("64MiB meets it, 1GiB does not")
+
+
 def test_page_and_markdown_tell_what_was_tried_and_why(tmp_path: Path) -> None:
     run = load_run(made(tmp_path))
     content = gathered(run, draw(run, ["search"], tmp_path / "figures"))
