@@ -296,7 +296,8 @@ def _between(rounds: Rounds, granted: float) -> Spread:
     everything = shuffle.together(rounds.values, np.ones(len(rounds.values), bool))[None, :]
     granted = max(granted, float(shuffle.scales(Rounds(everything, rounds.run, rounds.family[:1]))[0]))
     known = (~np.isnan(rounds.values[:, rounds.run > 0])).sum(axis=1)
-    return shuffle.spread(moved, shuffle.scales(rounds), float(np.median(known)) / moved.shape[1], granted)
+    repeats = float(np.median(known / np.maximum((~np.isnan(moved)).sum(axis=1), 1)))
+    return shuffle.spread(moved, shuffle.scales(rounds), repeats, granted)
 
 
 def _shift(values: shuffle.Floats, run: shuffle.Ints) -> tuple[float, float, float]:

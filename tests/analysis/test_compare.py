@@ -459,6 +459,20 @@ def test_a_base_that_lacks_cells_serves_for_the_others() -> None:
     assert compare(made(4), bases[1:]).judged == 4
 
 
+def test_nights_that_were_cut_short_do_not_hide_what_the_others_differ_by() -> None:
+    level = (1.0, 0.88, 1.1, 0.93)
+    whole = [made(n, slow=all_slow(speed)) for n, speed in enumerate(level, 1)]
+    short = [made(11, cells=CELLS[:1]), made(12, cells=CELLS[1:2])]
+    told = compare(made(20, slow=all_slow(0.88)), [*whole, *short])
+    assert told.spread.bases == 4
+    assert told.spread.seen == pytest.approx(0.09, abs=0.03)
+    assert "4 of the 6 bases differ by" in told.lines()[-1]
+    assert not told.regressed
+    told = compare(made(20), short)
+    assert told.spread.seen is None
+    assert "The 2 bases share no measure" in told.lines()[-1]
+
+
 def test_the_page_fits_a_screen_and_json_has_all() -> None:
     told = compare(made(2, slow=all_slow(0.8), facts={f"fact{n}": n for n in range(30)}), [made(1)])
     assert len(told.lines()) <= 40
