@@ -30,6 +30,9 @@ FILE, LOCK = "ledger.parquet", "ledger.lock"
 #: What tells one attempt from another: an attempt of a run that was gone on with may carry an earlier one's number.
 KEY = ("sweep", "run", "trial", "attempt", "started")
 
+#: Texts of kilobytes, the same on many rows.
+_LONG = ("environment", "configuration")
+
 #: How long others may take to add to the ledger.
 _WAIT_S = 120.0
 
@@ -52,19 +55,17 @@ def of_run_folder(run: Path) -> Path:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(ledger: Path, sweep: str | None = None) -> pd.DataFrame:
+def read(ledger: Path, sweep: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the ledger's rows (docs/nightly.md has the columns), of one sweep or all; none where there is none.
 
+    `columns` are those that are wanted, beside what tells attempts apart; all are many, of years.
     Raises AnalysisError where there is one that cannot be read.
     """
-
-    parts = [part if sweep is None else _of_sweep(part, sweep) for part in _groups(ledger)]
+    wanted = None if columns is None else list(dict.fromkeys([*KEY, *columns]))
+    parts = [part if sweep is None else _of_sweep(part, sweep) for part in _groups(ledger, wanted, _LONG)]
     if not parts:
-        return pd.DataFrame(columns=[*KEY])
+        return pd.DataFrame(columns=wanted or [*KEY])
     frame: pd.DataFrame = pa.concat_tables(parts).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    for name in ("environment", "configuration"):
-        if name in frame:
-            frame[name] = frame[name].astype("category")
     return frame
 
 
@@ -81,13 +82,15 @@ def _of_sweep(part: pa.Table, sweep: str) -> pa.Table:
     return part.filter(pc.equal(part["sweep"], sweep))
 
 
-def _groups(ledger: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the ledger in parts, checked against their checksums; nothing where there is no ledger."""
+def _groups(ledger: Path, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Yield the ledger in parts, checked against their checksums; nothing where there is no ledger.
 
+    Of `repeated` columns each text is held once, and they are categories.
+    """
     if not ledger.exists():
         return
     try:
-        with pq.ParquetFile(ledger, page_checksum_verification=True) as file:
+        with pq.ParquetFile(ledger, page_checksum_verification=True, read_dictionary=[*repeated]) as file:
             if missing := [name for name in KEY if name not in file.schema_arrow.names]:
                 raise AnalysisError(f"{ledger}: is no ledger: it has no column {missing[0]}; {_HINT}")
             for place in range(file.num_row_groups):
@@ -303,7 +306,7 @@ class Line:
 
 def lines(ledger: Path) -> list[Line]:
     """Return what the ledger has, sweep by sweep."""
-    frame = read(ledger)
+    frame = read(ledger, columns=["verdict"])
     found = []
     for sweep, own in frame.drop_duplicates([*KEY]).groupby("sweep", sort=True):
         begun = own.started.dropna()

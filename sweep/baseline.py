@@ -126,7 +126,7 @@ def _of_ledger(folder: Path) -> list[tuple[str, pd.DataFrame]]:
     file = ledger.of_results(folder.parent)
     if not file.exists():
         return []
-    frame = ledger.read(file, folder.name)
+    frame = ledger.read(file, folder.name, ["run_started", "run_state", "run_whole"])
     return [(str(run), own) for run, own in frame.groupby("run", sort=False)] if len(frame) else []
 
 

@@ -195,6 +195,17 @@ def test_one_sweep_is_read_of_many(tmp_path: Path) -> None:
     assert ledger.read(tmp_path / "nowhere.parquet").empty
 
 
+def test_some_columns_are_read_of_many_and_long_texts_are_categories(tmp_path: Path) -> None:
+    file = tmp_path / ledger.FILE
+    ledger.append(file, nights.night(0))
+    ledger.append(file, nights.night(1, environment='{"kernel": "6.19"}'))
+    frame = ledger.read(file, "s", ["run_state", "environment", "nowhere"])
+    assert {*frame.columns} == {*ledger.KEY, "run_state", "environment"}
+    assert str(frame.environment.dtype) == str(ledger.read(file).configuration.dtype) == "category"
+    assert frame.groupby("run", sort=False).environment.last().nunique() == 2
+    assert [*ledger.read(tmp_path / "none.parquet", columns=["verdict"]).columns] == [*ledger.KEY, "verdict"]
+
+
 VALUES = st.one_of(
     st.integers(-(2**40), 2**40), st.floats(allow_nan=False, width=32), st.text(max_size=5), st.booleans()
 )
