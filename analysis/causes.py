@@ -156,6 +156,8 @@ def _verdict(moves: Mapping[str, _Move]) -> str:
         return "requests became larger, and fewer of them were in flight"
     if -1 in (way.get("depth_mean"), way.get("busy_share")) or way.get("interarrival_p50_us") == 1:
         return "the drive answered as fast and was asked less: held back above it, by job, page cache or a limit"
+    if any(way.values()):
+        return "what changed in the trace does not explain it"
     return "nothing in the trace changed with it: the time went by outside the drive"
 
 
@@ -163,7 +165,8 @@ def _ceiling(op: str, now: pd.DataFrame, before: pd.DataFrame, key: Key) -> str:
     """Return whether fio, beside the trials, became slower too; nothing where it was not measured anew."""
     name = f"ceiling_{op}_gib_s"
     own, other = (frame[frame.cell == key.cell].drop_duplicates(["run", "slug"]) for frame in (now, before))
-    fresh = own[~own.ceiling_measured_at.isin(other.ceiling_measured_at)]
+    # one that is older than the run was kept from an earlier one, be it among the bases or not
+    fresh = own[own.ceiling_measured_at >= own.run_started]
     values = [float(frame[name].median()) for frame in (fresh, other)]
     if not all(value > 0 for value in values):
         return ""

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,21 @@ import numpy.typing as npt
 from analysis import causes, facts, shuffle
 from analysis.errors import USAGE_ERROR, AnalysisError, reported
 from analysis.matching import Key, Matched, cell_words, match, valid
-from analysis.observations import canonical, of_run
+from analysis.observations import canonical, of_run, planned
 from analysis.ratio import shift
 from analysis.report.compared import page
 from analysis.run import load_run
 from analysis.shuffle import Rounds, Spread
+from analysis.units import count_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Exit code where something regressed.
-REGRESSION = 4
+#: Exit codes where something regressed, and where nothing could be judged.
+REGRESSION, NOT_JUDGED = 4, 3
 THRESHOLD, ALPHA = 0.05, 0.05
+#: Fewer repeats of the run say nothing of how they vary, and one that is off is the run.
+LEAST_REPEATS = 3
 #: The spread between runs that is taken for granted, as a part of the threshold.
 GRANTED = 1 / 3
 #: The metric of a change of several measures together: speed, however each of them tells it.
@@ -130,19 +133,22 @@ def compare(
     threshold: float = THRESHOLD,
     alpha: float = ALPHA,
     metrics: Sequence[str] = (),
+    planned: Collection[str] | None = None,
 ) -> Comparison:
     """Compare a run with one or several earlier ones, frames as `observations.of_run` gives them.
 
     A measure regressed where it is worse by more than `threshold` and this is beyond chance: of runs in which nothing
     changed, at most the share `alpha` have a regression at all, however many cells and phases they have
-    (`analysis.shuffle`). What is judged says `matching.match`; `metrics` are others in its place. AnalysisError where a
-    metric is unknown, there is no base, or one is the run itself.
+    (`analysis.shuffle`). What is judged says `matching.match`; `metrics` are others in its place; `planned` are the
+    cells that the run was to measure, where that is known (`observations.planned`). AnalysisError where a metric is
+    unknown, there is no base, or one is the run itself.
     """
     runs = [part for base in bases for _, part in base.groupby(["sweep", "run"], sort=False, observed=True)]
     _check(now, runs, threshold, alpha)
-    found = match(now, runs, metrics)
-    judged = [one for one in found.measures if shuffle.least_p(*one.repeats) <= alpha]
-    unjudged = [_unjudged(one, alpha) for one in found.measures if shuffle.least_p(*one.repeats) > alpha]
+    found = match(now, runs, metrics, planned)
+    reasons = {one.key: _too_few(*one.repeats, alpha) for one in found.measures}
+    judged = [one for one in found.measures if not reasons[one.key]]
+    unjudged = [Unjudged(key.cell, key.phase, reason) for key, reason in reasons.items() if reason]
     changes, between = judge(judged, len(runs), threshold, alpha) if judged else ([], Spread(len(runs), 0.0))
     worse, better = ([one for one in changes if one.changed(side, threshold, alpha)] for side in (0, 1))
     current, before = valid(now), [valid(base) for base in runs]
@@ -193,14 +199,22 @@ def _name(rows: pd.DataFrame) -> str:
 
 def _failed(now: pd.DataFrame) -> list[str]:
     bad = now[now.verdict != "valid"].drop_duplicates("slug")
-    return [f"{row.trial}: {row.verdict} ({row.reasons or 'no reason recorded'})" for row in bad.itertuples()]
+    told = [f"{row.trial}: {row.verdict} ({row.reasons or 'no reason recorded'})" for row in bad.itertuples()]
+    if "unreadable" not in now:
+        return told
+    broken = now[(now.verdict == "valid") & now.unreadable.notna()].drop_duplicates("slug")
+    return [*told, *(f"{row.trial}: valid, but cannot be read ({row.unreadable})" for row in broken.itertuples())]
 
 
-def _unjudged(one: Matched, alpha: float) -> Unjudged:
-    now, base = one.repeats
-    needed, best = shuffle.repeats_needed(alpha), shuffle.least_p(now, base)
-    told = f"{now} against {base} repeats reach p = {best:.2g} at best, not {alpha:g}; {needed} in each would do"
-    return Unjudged(one.key.cell, one.key.phase, told)
+def _too_few(now: int, base: int, alpha: float) -> str:
+    """Return why so many repeats against so many tell nothing; empty where they do."""
+    best = shuffle.least_p(now, base)
+    if best > alpha:
+        needed = max(shuffle.repeats_needed(alpha), LEAST_REPEATS)
+        return f"{now} against {base} repeats reach p = {best:.2g} at best, not {alpha:g}; {needed} in each would do"
+    if now < LEAST_REPEATS:
+        return f"{count_text(now, 'valid repeat')} now; {LEAST_REPEATS} are needed, however many the bases have"
+    return ""
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -282,7 +296,8 @@ def _between(rounds: Rounds, granted: float) -> Spread:
     everything = shuffle.together(rounds.values, np.ones(len(rounds.values), bool))[None, :]
     granted = max(granted, float(shuffle.scales(Rounds(everything, rounds.run, rounds.family[:1]))[0]))
     known = (~np.isnan(rounds.values[:, rounds.run > 0])).sum(axis=1)
-    return shuffle.spread(moved, shuffle.scales(rounds), float(np.median(known)) / moved.shape[1], granted)
+    repeats = float(np.median(known / np.maximum((~np.isnan(moved)).sum(axis=1), 1)))
+    return shuffle.spread(moved, shuffle.scales(rounds), repeats, granted)
 
 
 def _shift(values: shuffle.Floats, run: shuffle.Ints) -> tuple[float, float, float]:
@@ -348,7 +363,7 @@ def _told(one: Judged, side: int, now: pd.DataFrame, bases: Sequence[pd.DataFram
         interval=(low, high),
         p=p,
         repeats=first.repeats,
-        cause=str(causes.cause(first.key, now, bases, threshold)),
+        cause="" if side else str(causes.cause(first.key, now, bases, threshold)),
     )
 
 
@@ -363,12 +378,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print the page, and return the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        run = load_run(options.run)
         told = compare(
-            _frame(options.run),
-            [_frame(base) for base in options.bases],
+            of_run(run),
+            [of_run(load_run(base)) for base in options.bases],
             threshold=options.threshold,
             alpha=options.alpha,
             metrics=options.metric or (),
+            planned=planned(run),
         )
         text = json.dumps(told.as_json(), indent=2, ensure_ascii=False) if options.json else _page(told, options)
         if options.output:
@@ -377,6 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return reported(error, options.output or options.run)
     if not options.output:
         print(text)
+    if not told.judged:
+        return NOT_JUDGED
     return REGRESSION if told.regressed else 0
 
 
@@ -384,10 +403,6 @@ def _page(told: Comparison, options: argparse.Namespace) -> str:
     from analysis import answers  # of the figures, which --json needs not
 
     return "\n".join([*told.lines(), *answers.changed(load_run(options.run), [*map(load_run, options.bases)])])
-
-
-def _frame(path: str) -> pd.DataFrame:
-    return of_run(load_run(path).path)
 
 
 def _share(text: str) -> float:
@@ -402,7 +417,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.compare",
         description="Compare a run with earlier runs of the same sweep, cell by cell and phase by phase. "
-        f"Exit code: 0 no regression, {REGRESSION} regression, {USAGE_ERROR} a run cannot be read.",
+        f"Exit code: 0 no regression, {REGRESSION} regression, {NOT_JUDGED} nothing could be judged, "
+        f"{USAGE_ERROR} a run cannot be read.",
         epilog="examples: python -m analysis.compare results/nightly results/nightly/20261120-220009; "
         "python -m analysis.compare RUN BASE --metric '*/read.d2c_p99_us' (docs/compare.md)",
     )

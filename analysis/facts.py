@@ -39,7 +39,7 @@ class Difference:
 def changes(now: pd.DataFrame, bases: Sequence[pd.DataFrame]) -> list[Difference]:
     """Return the facts and the keys of the configuration that are not as in any base, each with the cells it touches.
 
-    Of trials of the same cell; those that failed count too, for what changed may be why.
+    Of trials of the same cell; of one that has none that is valid those that failed, for what changed may be why.
     """
     latest = sorted(bases, key=lambda base: base.run_started.iloc[0])
     touched: dict[tuple[str, str | None, str | None], list[str]] = {}
@@ -58,8 +58,9 @@ def changes(now: pd.DataFrame, bases: Sequence[pd.DataFrame]) -> list[Difference
 
 
 def _facts(rows: pd.DataFrame) -> dict[str, str]:
-    """Return the facts of a cell's last trial, as texts."""
-    last = rows.iloc[-1]
+    """Return the facts of a cell's last valid trial, as texts; one that failed early does not know them all."""
+    valid = rows[rows.verdict == "valid"]
+    last = (valid if len(valid) else rows).iloc[-1]
     told: dict[str, Any] = {}
     for column, prefix in (("environment", ""), ("configuration", "")):
         held = json.loads(str(last[column]))

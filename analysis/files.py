@@ -52,6 +52,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def own_folder(path: Path) -> Path:
+    """Return the absolute path of a folder that a link such as `latest` leads to; links above it are not followed.
+
+    A sweep's folder may be a link to another drive: its ledger is beside the link.
+    """
+    while path.is_symlink():
+        path = path.parent / path.readlink()
+    return Path(os.path.abspath(path))
+
+
 def locked(path: Path, content: str = "", wait_s: float = 0.0) -> IO[str]:
     """Lock the file at `path` for this process, write `content` to it and return it: the lock ends with the file.
 

@@ -29,13 +29,15 @@ def judge(path: Path, bases: Sequence[tuple[str, str | None]]) -> dict[str, Any]
     """
     from analysis import answers
     from analysis.compare import compare
-    from analysis.observations import of_run
+    from analysis.observations import of_run, planned
 
     run = load_run(path)
+    forget(run.path)
     regressed, lines = False, [FIRST]
     if bases:
         now = of_run(run)
-        found = compare(now, [_rows(run, name, folder, list(now.columns)) for name, folder in bases])
+        rows = [_rows(run, name, folder, list(now.columns)) for name, folder in bases]
+        found = compare(now, rows, planned=planned(run))
         regressed, lines = found.regressed, list(found.lines())
         there = [load_run(folder) for _, folder in bases if folder is not None and Path(folder).is_dir()]
         lines += answers.changed(run, there)
@@ -43,6 +45,12 @@ def judge(path: Path, bases: Sequence[tuple[str, str | None]]) -> dict[str, Any]
     text = "\n".join([*lines, "", _tally(run), f"report: {run.path / 'report.html'}"]) + "\n"
     write_bytes(run.path / FILE, text.encode(errors="replace"))
     return {"regressed": regressed, "text": text}
+
+
+def forget(run: Path) -> None:
+    """Remove what a run came to, which is of the trials that it had then."""
+    for name in (FILE, JSON):
+        (run / name).unlink(missing_ok=True)
 
 
 def told(run: Run) -> str | None:

@@ -22,13 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, reported
-from analysis.files import DRIVER_LOCK, held, locked, replacing
+from analysis.files import DRIVER_LOCK, held, locked, own_folder, replacing
 from analysis.run import Run, Trial, load_run, load_trial
 from analysis.units import count_text
 
 FILE, LOCK = "ledger.parquet", "ledger.lock"
 #: What tells one attempt from another: an attempt of a run that was gone on with may carry an earlier one's number.
 KEY = ("sweep", "run", "trial", "attempt", "started")
+
+#: Texts of kilobytes, the same on many rows.
+_LONG = ("environment", "configuration")
 
 #: How long others may take to add to the ledger.
 _WAIT_S = 120.0
@@ -46,32 +49,30 @@ def of_results(results: Path) -> Path:
 
 def of_run_folder(run: Path) -> Path:
     """Return the ledger that a run's trials belong in: that of the folder its sweep's folder is in."""
-    return of_results(run.resolve().parent.parent)
+    return of_results(own_folder(run).parent.parent)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(ledger: Path, sweep: str | None = None) -> pd.DataFrame:
+def read(ledger: Path, sweep: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the ledger's rows (docs/nightly.md has the columns), of one sweep or all; none where there is none.
 
+    `columns` are those that are wanted, beside what tells attempts apart; all are many, of years.
     Raises AnalysisError where there is one that cannot be read.
     """
-
-    parts = [part if sweep is None else _of_sweep(part, sweep) for part in _groups(ledger)]
+    wanted = None if columns is None else list(dict.fromkeys([*KEY, *columns]))
+    parts = [part if sweep is None else _of_sweep(part, sweep) for part in _groups(ledger, wanted, _LONG)]
     if not parts:
-        return pd.DataFrame(columns=[*KEY])
+        return pd.DataFrame(columns=wanted or [*KEY])
     frame: pd.DataFrame = pa.concat_tables(parts).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    for name in ("environment", "configuration"):
-        if name in frame:
-            frame[name] = frame[name].astype("category")
     return frame
 
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:
     """Return of the ledger's rows those of each trial's last attempt in its run: its result."""
-    attempts = rows.drop_duplicates([*KEY]).sort_values(["started", "attempt"])
-    last = attempts.drop_duplicates(["sweep", "run", "trial"], keep="last")[[*KEY]]
+    # in the order of entry, which is that of the attempts: one whose worker was lost may not know when it started
+    last = rows.drop_duplicates([*KEY]).drop_duplicates(["sweep", "run", "trial"], keep="last")[[*KEY]]
     found: pd.DataFrame = rows.merge(last, on=[*KEY], how="inner")
     return found
 
@@ -81,13 +82,15 @@ def _of_sweep(part: pa.Table, sweep: str) -> pa.Table:
     return part.filter(pc.equal(part["sweep"], sweep))
 
 
-def _groups(ledger: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the ledger in parts, checked against their checksums; nothing where there is no ledger."""
+def _groups(ledger: Path, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Yield the ledger in parts, checked against their checksums; nothing where there is no ledger.
 
+    Of `repeated` columns each text is held once, and they are categories.
+    """
     if not ledger.exists():
         return
     try:
-        with pq.ParquetFile(ledger, page_checksum_verification=True) as file:
+        with pq.ParquetFile(ledger, page_checksum_verification=True, read_dictionary=[*repeated]) as file:
             if missing := [name for name in KEY if name not in file.schema_arrow.names]:
                 raise AnalysisError(f"{ledger}: is no ledger: it has no column {missing[0]}; {_HINT}")
             for place in range(file.num_row_groups):
@@ -134,13 +137,11 @@ def add(run: Path) -> int:
     lacking = _lacking(opened, keys(ledger))
     parts = [of_run(part) for part in lacking if part.published]
     for part in parts:
-        part["run"] = opened.path.name
-    if not parts:
-        return 0
-    rows = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
-    rows["run_state"] = str(opened.record.get("state") or "unknown")
-    rows["run_whole"] = not opened.record.get("selection")
-    return append(ledger, rows)
+        part["run"] = opened.name
+        part["run_state"] = str(opened.record.get("state") or "unknown")
+        part["run_whole"] = not opened.record.get("selection")
+    # one after the other: an axis may have numbers alone in one, and words too in the other
+    return sum(append(ledger, part) for part in parts)
 
 
 def complete(run: Path) -> bool:
@@ -151,12 +152,12 @@ def complete(run: Path) -> bool:
 
 
 def _lacking(run: Run, known: set[Key]) -> list[Run]:
-    """Return a run's trials, and those that were set aside, as two runs without the attempts that are known.
+    """Return a run's trials that were set aside, then its others, as two runs without the attempts that are known.
 
     A run of which one attempt is lacking is taken whole: its metrics are kept in one table, and what is known of it is
     not entered again.
     """
-    parts = [] if run.record.get("merged") else [run, _Aside(run)]
+    parts = [] if run.record.get("merged") else [_Aside(run), run]
     return [part for part in parts if not {_key(run, trial) for trial in part.published} <= known]
 
 
@@ -165,7 +166,7 @@ def _key(run: Run, trial: Trial) -> Key:
     # as the table has it
     started = pd.to_datetime(pd.Series([trial.record.get("started")]), utc=True, format="ISO8601", errors="coerce")[0]
     text = "" if started is pd.NaT else started.strftime("%Y-%m-%d %H:%M:%S.%fZ")
-    return (run.sweep, run.path.name, trial.id, str(trial.attempt), text)
+    return (run.sweep, run.name, trial.id, str(trial.attempt), text)
 
 
 class _Aside(Run):
@@ -177,7 +178,8 @@ class _Aside(Run):
     @cached_property
     def _found(self) -> list[Trial]:
         folders = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        return [load_trial(folder) for folder in folders if (folder / "trial.json").is_file()]
+        found = [load_trial(folder) for folder in folders if (folder / "trial.json").is_file()]
+        return sorted(found, key=lambda trial: str(trial.record.get("ended") or ""))
 
 
 def append(ledger: Path, rows: pd.DataFrame) -> int:
@@ -195,10 +197,15 @@ def append(ledger: Path, rows: pd.DataFrame) -> int:
     with lock:
         for left in ledger.parent.glob(f".{FILE}.*"):
             left.unlink(missing_ok=True)  # of a process that was killed
-        fresh, count = _new_only(_plain(rows), keys(ledger))
+        known = keys(ledger)
         try:
+            fresh, count = _new_only(_plain(rows), known)
             if count:
                 _write(ledger, fresh)
+        except pa.ArrowException as error:
+            raise AnalysisError(
+                f"{ledger}: cannot hold what is to be added ({_brief(error)}); it is as it was"
+            ) from None
         except OSError as error:
             raise AnalysisError(f"{ledger}: cannot be written ({error.strerror or error}); it is as it was") from None
     return count
@@ -299,7 +306,7 @@ class Line:
 
 def lines(ledger: Path) -> list[Line]:
     """Return what the ledger has, sweep by sweep."""
-    frame = read(ledger)
+    frame = read(ledger, columns=["verdict"])
     found = []
     for sweep, own in frame.drop_duplicates([*KEY]).groupby("sweep", sort=True):
         begun = own.started.dropna()
@@ -311,7 +318,8 @@ def lines(ledger: Path) -> list[Line]:
 
 def runs_in(results: Path) -> list[Path]:
     """Return the runs below a results folder that nobody drives now."""
-    found = sorted(file.parent for file in results.glob("*/*/run.json") if not file.parent.is_symlink())
+    # no name that begins with a dot: .removed-RUN is a run that is being removed
+    found = sorted(file.parent for file in results.glob("[!.]*/[!.]*/run.json") if not file.parent.is_symlink())
     return [run for run in found if not held(run / DRIVER_LOCK)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.measures import OWN, Measure, parse
+from analysis.measures import OPERATIONS, OWN, PROFILE, SUMMARY, Measure, parse
 from analysis.metrics import WHOLE
 from analysis.observations import MEASURED
 from analysis.selection import cell_text
@@ -82,7 +82,8 @@ class Matched:
 
 @dataclass
 class Matching:
-    """What could be matched, and what could not, in words; `lost` are cells that had valid trials and have none now."""
+    """What could be matched, and what could not, in words; `lost` is what bases have of valid trials and the run lacks:
+    cells, measures, and values of single trials."""
 
     measures: list[Matched] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
@@ -115,17 +116,24 @@ def valid(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[last & (frame.verdict == "valid") & readable]
 
 
-def match(now: pd.DataFrame, bases: Sequence[pd.DataFrame], metrics: Sequence[str] = ()) -> Matching:
+def match(
+    now: pd.DataFrame,
+    bases: Sequence[pd.DataFrame],
+    metrics: Sequence[str] = (),
+    planned: Collection[str] | None = None,
+) -> Matching:
     """Match each measure of each cell of a run with those of its bases, frames of `observations.of_run`.
 
     By default one measure of each measured phase: what a user of the engine waits for. `metrics` are others, as
-    `analysis.measures` has them, `decode/read.d2c_p99_us`; `*/` is every measured phase.
+    `analysis.measures` has them, `decode/read.d2c_p99_us`; `*/` is every measured phase. `planned` are the cells of the
+    run's plan, where it is known: what a search did not try this time is not lost.
     """
     found = Matching()
     tables, current = [valid(base) for base in bases], valid(now)
     asked = [parse(f"{text}@cell") for text in metrics]
     for measure in asked:
         lower_is_worse(measure.name)
+        _check_column(measure, now)
     for cell in dict.fromkeys(now.cell):
         mine = current[current.cell == cell]
         theirs = {n: own for n, table in enumerate(tables) if len(own := table[table.cell == cell])}
@@ -134,20 +142,26 @@ def match(now: pd.DataFrame, bases: Sequence[pd.DataFrame], metrics: Sequence[st
             continue
         kept = _alike(cell, mine, theirs, bases, found)
         if kept:
-            keys = _asked(mine, cell, asked) if metrics else _keys(mine, list(kept.values()), cell)
+            others = list(kept.values())
+            keys = _asked(mine, others, cell, asked) if metrics else _keys(mine, others, cell)
             found.measures += [one for key in keys if (one := _matched(key, mine, kept, found)) is not None]
         elif not theirs:
             found.unmatched.append(f"{cell_words(cell)}: {_absent(cell, bases)}")
     for cell in dict.fromkeys(cell for table in tables for cell in table.cell):
-        if cell not in set(now.cell):
+        if cell in set(now.cell):
+            continue
+        if planned is None or cell in planned:
             found.lost.append(f"{cell_words(cell)}: no trial of it in this run")
+        else:
+            found.unmatched.append(f"{cell_words(cell)}: not in this run's plan")
     if metrics and not found.measures and not found.unmatched:
         raise AnalysisError(f"--metric {', '.join(metrics)}: no cell that the runs share has it in a valid trial")
     return found
 
 
 def _none_now(cell: str, rows: pd.DataFrame, known: bool, found: Matching) -> None:
-    reasons = [str(reason) for reason in dict.fromkeys(rows.reasons) if reason]
+    broken = rows.unreadable.dropna() if "unreadable" in rows else []
+    reasons = [str(reason) for reason in dict.fromkeys([*rows.reasons, *broken]) if reason]
     trials = rows.slug.nunique()
     told = f"{cell_words(cell)}: none of {trials} trials valid ({reasons[0] if reasons else 'no reason recorded'})"
     (found.lost if known else found.unmatched).append(told if known else f"{told}, nor is there one in a base")
@@ -200,21 +214,30 @@ def _shown(value: Any) -> str:
 
 
 def _keys(mine: pd.DataFrame, theirs: Sequence[pd.DataFrame], cell: str) -> Iterator[Key]:
-    """Yield what is judged of a cell by default: an engine's tokens, else each measured phase's speed or time."""
-    whole = mine[(mine.phase == WHOLE) & (mine.op == ALL)]
-    tokens = [name for name in _TOKENS if f"{MEASURED}{name}" in mine and whole[f"{MEASURED}{name}"].notna().any()]
-    if tokens:
-        yield from (Key(cell, _TOKENS[name], f"{MEASURED}{name}") for name in tokens)
+    """Yield what is judged of a cell by default: an engine's tokens, else each measured phase's speed or time.
+
+    What only the run or only the bases have is yielded too, and with it what both have in place of all tokens.
+    """
+    own, other = _tokens(mine), [name for rows in theirs for name in _tokens(rows)]
+    yield from (Key(cell, _TOKENS[name], f"{MEASURED}{name}") for name in _TOKENS if name in own or name in other)
+    if {*own} & {*other}:
         return
-    for phase in measured_phases(mine):
-        own, other = (frame[(frame.phase == phase) & (frame.op == ALL)] for frame in (mine, _joined(theirs)))
-        yield Key(cell, phase, _speed_or_time(own, other))
+    before = _joined(theirs)
+    for phase in measured_phases(_joined([mine, *theirs])):
+        yield Key(
+            cell, phase, _speed_or_time(*(rows[(rows.phase == phase) & (rows.op == ALL)] for rows in (mine, before)))
+        )
+
+
+def _tokens(rows: pd.DataFrame) -> list[str]:
+    whole = rows[(rows.phase == WHOLE) & (rows.op == ALL)]
+    return [name for name in _TOKENS if f"{MEASURED}{name}" in rows and whole[f"{MEASURED}{name}"].notna().any()]
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.concat([frame[["phase", "op", "bytes", DURATION, BANDWIDTH]] for frame in frames])
+    return pd.concat([frame[["phase", "name", "op", "bytes", DURATION, BANDWIDTH]] for frame in frames])
 
 
 def measured_phases(rows: pd.DataFrame) -> list[str]:
@@ -239,29 +262,51 @@ def _speed_or_time(own: pd.DataFrame, other: pd.DataFrame) -> str:
     return BANDWIDTH if stated or abs(now / before - 1) <= _SAME else DURATION
 
 
-def _asked(mine: pd.DataFrame, cell: str, asked: Sequence[Measure]) -> Iterator[Key]:
+def _asked(mine: pd.DataFrame, theirs: Sequence[pd.DataFrame], cell: str, asked: Sequence[Measure]) -> Iterator[Key]:
+    every = _joined([mine, *theirs])
     for one in asked:
         if one.op is None:
             name = one.name.removeprefix(OWN[0])
             own = f"{MEASURED}{name}"
-            yield Key(cell, WHOLE, own if own in mine else name)
+            yield Key(cell, WHOLE, own if any(own in rows for rows in (mine, *theirs)) else name)
             continue
-        phases = measured_phases(mine) if one.phase == _EVERY else _named(mine, one.phase)
+        phases = measured_phases(every) if one.phase == _EVERY else _named(every, one.phase)
         yield from (Key(cell, phase, one.name, one.op) for phase in phases)
 
 
-def _named(mine: pd.DataFrame, phase: str) -> list[str]:
+def _named(rows: pd.DataFrame, phase: str) -> list[str]:
     """Return the phases of this name, or the kinds of phases with this bare name."""
-    return [phase] if (mine.phase == phase).any() else list(dict.fromkeys(mine[mine.name == phase].phase))
+    return [phase] if (rows.phase == phase).any() else list(dict.fromkeys(rows[rows.name == phase].phase))
+
+
+def _check_column(measure: Measure, now: pd.DataFrame) -> None:
+    """Raise AnalysisError of a column of the summary that is called otherwise here."""
+    name = measure.name
+    if measure.op is not None or name not in SUMMARY or name in now:
+        return
+    phase, rest = (f"{GENERATION}/", name.removeprefix("generation_")) if name.startswith("generation_") else ("", name)
+    rest = {"s": DURATION}.get(rest, rest)
+    op, _, column = rest.partition("_")
+    told = f"{phase}{op}.{column}" if column in PROFILE and op in OPERATIONS else f"{phase}all.{rest}"
+    hint = f"write {told}" if told.rpartition(".")[2] in PROFILE else "docs/metrics.md has what can"
+    raise AnalysisError(f"--metric: {name!r} is a column of the summary, of which runs are not compared; {hint}")
 
 
 def _matched(key: Key, mine: pd.DataFrame, theirs: Mapping[int, pd.DataFrame], found: Matching) -> Matched | None:
     now = values_of(key, mine)
     bases = {number: values for number, rows in theirs.items() if (values := values_of(key, rows))}
     if now and bases:
+        trials, before = mine.slug.nunique(), sum(rows.slug.nunique() for rows in theirs.values())
+        if (trials - len(now)) * before > (before - sum(map(len, bases.values()))) * trials:
+            told = f"{trials - len(now)} of {trials} valid trials have no {key.metric} above 0 and do not count"
+            found.lost.append(f"{key.where}: {told}")
         return Matched(key, now, bases)
-    if now or bases:
-        found.unmatched.append(f"{key.where}: {'no base' if now else 'no valid trial of this run'} has {key.metric}")
+    if bases:
+        what = key.metric if len(rows_of(key, mine)) else "this phase"
+        found.lost.append(f"{key.where}: no valid trial of this run has {what}")
+    elif now:
+        what = key.metric if any(len(rows_of(key, rows)) for rows in theirs.values()) else "this phase"
+        found.unmatched.append(f"{key.where}: no base has {what}")
     return None
 
 

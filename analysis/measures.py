@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from analysis.errors import AnalysisError
+from analysis.units import sentence
 
 #: How a measure against an axis is written.
 SYNTAX = "MEASURE@AXIS, such as tokens_per_s@workload.batch_size or decode/read.d2c_p99_us@workload.batch_size"
@@ -81,7 +82,7 @@ class Measure:
         if self.op is not None:
             told = f"{told} of {'all requests' if self.op == 'all' else self.op + 's'}"
             told += "" if self.phase == WHOLE else f" in {self.phase}"
-        return told[0].upper() + told[1:]
+        return sentence(told)
 
     @property
     def unit(self) -> str:

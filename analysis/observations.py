@@ -83,12 +83,18 @@ _TOLD = (
 )
 
 
+def planned(run: Run) -> frozenset[str] | None:
+    """Return the cells of a run's plan, as `cell` has them; None where it has none. A search plans as it goes."""
+    cells = [entry["cell"] for entry in run.plan if isinstance(entry.get("cell"), Mapping)]
+    return frozenset(map(canonical, cells)) or None
+
+
 def _told(run: Run, trial: Trial) -> dict[str, Any]:
     top = ceiling_of(trial)
     return {
         "slug": trial.slug,
         "sweep": run.sweep,
-        "run": run.path.name,
+        "run": run.name,
         "run_started": run.record.get("started"),
         "started": trial.record.get("started"),
         "cell": canonical(trial.cell),

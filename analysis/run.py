@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import AnalysisError, nearest
+from analysis.files import own_folder
 from analysis.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ class Run:
     @property
     def id(self) -> str:
         return str(self.record.get("run_id") or self.path.name)
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, also where a link such as `latest` leads to it."""
+        return self.path.resolve().name
 
     @property
     def plan(self) -> list[dict[str, Any]]:
@@ -274,7 +280,7 @@ def load_run(path: str | Path) -> Run:
         return Run(folder)
     latest = folder / "latest"
     if (latest / "run.json").is_file():
-        return Run(latest.resolve())
+        return Run(own_folder(latest))
     runs = list(_runs_in(folder))
     if not runs:
         raise AnalysisError(f"{folder}: neither a run (no run.json in it) nor a sweep folder with runs")

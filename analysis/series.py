@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from analysis.matching import measured_phases
 from analysis.measures import Measure
 from analysis.metrics import WHOLE
 from analysis.observations import MEASURED, flat
-from analysis.shift import SHUFFLES, Shift, shifts
+from analysis.shift import MOST_SHUFFLES, Shift, shifts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 #: What is followed of each phase, of the operation that moves most, and of what engines report.
 OF_PHASES = ("bandwidth_gib_s", "d2c_p99_us")
 OF_ENGINES = ("tokens_per_s", "prefill_tokens_per_s", "decode_tokens_per_s")
-#: Of histories in which nothing changed, at most this share have a step at all, with up to a hundred series: a p is of
-#: so many shuffles, and each further series adds 0.05 %.
+#: Of histories in which nothing changed, at most this share have a step at all, with up to a thousand series: a p is
+#: of so many shuffles, and each further series adds 0.005 %.
 _ALPHA = 0.05
 
 
@@ -82,14 +83,18 @@ def series(rows: pd.DataFrame) -> list[Series]:
         for cell, part in sorted(own.groupby("cell", observed=True), key=lambda pair: _order(str(pair[0])))
         if (nights := _nights(part, own.attrs["column"]))
     ]
-    alpha = max(_ALPHA / len(parts), 1 / (SHUFFLES + 1)) if parts else _ALPHA
-    return [Series(cell, measure, nights, _shifts(nights, alpha)) for cell, measure, nights in parts]
+    alpha = max(_ALPHA / len(parts), 1 / (MOST_SHUFFLES + 1)) if parts else _ALPHA
+    return [
+        Series(cell, measure, nights, _shifts(nights, alpha, crc32(f"{cell} {measure}".encode())))
+        for cell, measure, nights in parts
+    ]
 
 
-def _shifts(nights: Sequence[Night], alpha: float) -> tuple[Shift, ...]:
+def _shifts(nights: Sequence[Night], alpha: float, seed: int) -> tuple[Shift, ...]:
+    """Return the steps of a series; with a seed of its own, or all would be shuffled alike and err together."""
     values = [value for night in nights for value in night.values]
     groups = [place for place, night in enumerate(nights) for _ in night.values]
-    return tuple(shifts(values, groups, alpha=alpha))
+    return tuple(shifts(values, groups, alpha=alpha, seed=seed))
 
 
 def _measured(valid: pd.DataFrame) -> Iterator[tuple[Measure, pd.DataFrame]]:

@@ -23,7 +23,9 @@ Floats = npt.NDArray[np.float64]
 
 #: Fewer nights are no level: on either side of a step there are as many.
 LEAST_NIGHTS = 3
-SHUFFLES = 1999
+#: So many shuffles at a time, until so many have reached as far: a small p is as sure as a large one (Besag and
+#: Clifford, Sequential Monte Carlo p-values, 1991).
+_SHUFFLES, MOST_SHUFFLES, _REACHED = 1999, 19_999, 50
 #: So many standard deviations from its level a night is off, and no more.
 _FAR = 3.0
 
@@ -56,7 +58,8 @@ def shifts(
 
     `values` are in the order of time. `groups` says which night each is of, repeats of a night side by side; without it
     each value is a night. `Shift.index` counts nights. Values that are not known (nan) are left out, and so are nights
-    that have no other. `alpha` is for one series: of a hundred unchanged ones, one has a step.
+    that have no other. `alpha` is for one series: of a hundred unchanged ones, one has a step. Ten nights can reach one
+    percent, eight cannot; `seed` is that of the shuffles: series that are judged together have one each.
     """
     nights = _nights(values, groups)
     places = [place for place, own in enumerate(nights) if own.size]
@@ -92,14 +95,23 @@ def _steps(nights: Sequence[Floats], first: int, alpha: float, rng: np.random.Ge
         return
     sums = _rank_sums(nights)
     heights = _heights(sums[None, :])[0]
-    shuffled = _heights(rng.permuted(np.tile(sums, (SHUFFLES, 1)), axis=1)).max(axis=1)
-    p = float(1 + (shuffled >= heights.max() - 1e-9).sum()) / (1 + SHUFFLES)
+    p = _p(sums, float(heights.max()), rng)
     if p > alpha:
         return
     at = _place(np.array([np.median(own) for own in nights]))
     yield first + at, p
     yield from _steps(nights[:at], first, alpha, rng)
     yield from _steps(nights[at:], first + at, alpha, rng)
+
+
+def _p(sums: Floats, height: float, rng: np.random.Generator) -> float:
+    """Return how often shuffled nights reach as far as these."""
+    reached = drawn = 0
+    while drawn < MOST_SHUFFLES and reached < _REACHED:
+        count = min(_SHUFFLES, MOST_SHUFFLES - drawn)
+        shuffled = _heights(rng.permuted(np.tile(sums, (count, 1)), axis=1)).max(axis=1)
+        reached, drawn = reached + int((shuffled >= height - 1e-9).sum()), drawn + count
+    return (1 + reached) / (1 + drawn)
 
 
 def _rank_sums(nights: Sequence[Floats]) -> Floats:

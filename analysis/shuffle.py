@@ -7,7 +7,8 @@ level (max-T: Westfall and Young, Resampling-Based Multiple Testing, 1993, ch. 2
 labellings, however many cells there are; a rank test of each of 24 cells, corrected for all, could never say anything.
 
 - Logarithms are compared, so a shift is a ratio. Outliers are clipped at Tukey's fences of all rounds of a measure,
-  which do not depend on labels.
+  which do not depend on labels, and not within several times of what runs differ by: beside many bases a run holds few
+  of the rounds, and what it shifted by would be clipped as if it were outliers.
 - The scale of a measure is its standard deviation within runs, moderated by those of the others (Smyth, Linear models
   and empirical Bayes, 2004, section 6.2): of five and five values alone, the smallest of many scales is too small.
 - Runs differ as a whole, by more than their repeats do. Of several bases that spread is estimated, of whole runs and of
@@ -33,6 +34,9 @@ LABELLINGS = 2000
 #: No measure repeats more exactly than this; of equal values the scale would be nothing.
 _LEAST_SCALE = 1e-4
 _FENCE = 1.5
+#: A shift is left as it is up to so many standard deviations of what runs differ by: of two bases, t with two degrees
+#: of freedom, 1.3 % lie beyond on either side; of more bases less.
+_REACH = 6.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Spread:
 
     `whole` is common to all measures of a run, `single` is each measure's own; `seen` is what `bases` showed of the
     first, None of one. What is taken for granted is all that is known of one base, and counts as one base of several.
+    `bases` are those that the spread could be told of, which share measures.
     """
 
     bases: int
@@ -69,10 +74,13 @@ def repeats_needed(alpha: float) -> int:
     return next(n for n in range(1, 64) if least_p(n, n) <= alpha)
 
 
-def clipped(values: Floats) -> Floats:
-    """Return the rows with what lies beyond Tukey's fences moved to them; the fences know no labels."""
+def clipped(values: Floats, least: float = 0.0) -> Floats:
+    """Return the rows with what lies beyond Tukey's fences moved to them; the fences know no labels.
+
+    They are at least `least` away from the quartiles.
+    """
     low, high = (np.nanquantile(values, share, axis=1, keepdims=True) for share in (0.25, 0.75))
-    reach = _FENCE * (high - low)
+    reach = np.maximum(_FENCE * (high - low), least)
     found: Floats = np.clip(values, low - reach, high + reach)
     return found
 
@@ -118,13 +126,14 @@ def spread(moved: Floats, scale: Floats, repeats: float, granted: float) -> Spre
     """Return how much runs differ beyond what their repeats explain, by moments (DerSimonian and Laird, 1986).
 
     `moved`: rows by bases, of single measures; `scale`: their standard deviations within runs; `repeats` of each base;
-    `granted`: the spread that is taken for granted.
+    `granted`: the spread that is taken for granted. Of bases that share too few measures the others tell.
     """
-    bases = moved.shape[1]
-    known = ~np.isnan(moved).any(axis=1)
-    if bases < 2 or not known.any():
-        return Spread(bases, granted)
-    moved, noise = moved[known], scale[known] ** 2 / repeats
+    rows, chosen = _shared(~np.isnan(moved))
+    bases = int(chosen.sum())
+    if bases < 2:
+        return Spread(1, granted)
+    moved, noise = moved[np.ix_(rows, chosen)], scale[rows] ** 2 / repeats
+    moved = moved - moved.mean(axis=1, keepdims=True)
     weight = (1 / noise) / (1 / noise).sum()
     whole = weight @ moved
     own = moved - whole
@@ -134,6 +143,25 @@ def spread(moved: Floats, scale: Floats, repeats: float, granted: float) -> Spre
     seen = max(float((whole**2).sum() / (bases - 1)) - 1 / float((1 / noise).sum()), 0.0)
     both = (granted**2 + (bases - 1) * seen) / bases
     return Spread(bases, both**0.5, max(single, 0.0) ** 0.5, seen**0.5)
+
+
+def _shared(known: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return rows that all of the chosen bases have, and which bases these are; at most one where none share any.
+
+    The base without which most rows are shared goes first, until it is half of them: a night that was cut short does
+    not take from the others what they tell.
+    """
+    chosen: npt.NDArray[np.bool_] = np.ones(known.shape[1], bool)
+    least = known.any(axis=1).sum() / 2
+    while (count := int(chosen.sum())) > 1:
+        rows: npt.NDArray[np.bool_] = np.logical_and.reduce(known[:, chosen], axis=1)
+        if rows.any() and (rows.sum() >= least or count == 2):
+            return rows, chosen
+        # rows that all others have; of several bases as good the one that has the fewest rows itself
+        others = known[:, chosen].sum(axis=1, keepdims=True) - known == count - 1
+        shared, own = others.sum(axis=0), known.sum(axis=0)
+        chosen[max(np.flatnonzero(chosen), key=lambda n: (shared[n], -own[n]))] = False
+    return np.zeros(len(known), bool), chosen
 
 
 def labellings(now: int, base: int, rng: np.random.Generator) -> Floats:
@@ -197,13 +225,15 @@ def judged(rounds: Rounds, between: Spread, alpha: float, seed: int = 0) -> tupl
     rng = np.random.default_rng(seed)
     order = np.argsort(rounds.run, kind="stable")
     now = int((rounds.run == 0).sum())
-    values = clipped(aligned(rounds)[0][:, order])
+    apart = float(np.hypot(between.whole, between.single))
+    values = clipped(aligned(rounds)[0][:, order], _REACH * apart)
     labels = labellings(now, len(order) - now, rng)
     if between.whole or between.single:
         labels = labels[:, np.concatenate(([0], rng.integers(0, labels.shape[1], LABELLINGS - 1)))]
     shift, variance, per, freedom = _statistics(values, labels)
-    more = 1 + 1 / between.bases
-    scale = np.sqrt(moderated(variance, freedom) * per + (between.whole**2 + between.single**2) * more)
+    bases = [~np.isnan(rounds.values[:, rounds.run == n]).all(axis=1) for n in np.unique(rounds.run) if n > 0]
+    more = 1 + 1 / np.maximum(np.sum(bases, axis=0), 1)[:, None]
+    scale = np.sqrt(moderated(variance, freedom) * per + apart**2 * more)
     drift = _drift(rng, shift.shape, between, more)
     found = []
     for sign in (-1.0, 1.0):
@@ -214,8 +244,11 @@ def judged(rounds: Rounds, between: Spread, alpha: float, seed: int = 0) -> tupl
     return worse, better, least * scale[:, 0]
 
 
-def _drift(rng: np.random.Generator, shape: tuple[int, int], between: Spread, more: float) -> Floats:
-    """Return what runs would differ by themselves in each labelling: as a whole, and each measure by its own."""
+def _drift(rng: np.random.Generator, shape: tuple[int, int], between: Spread, more: Floats) -> Floats:
+    """Return what runs would differ by themselves in each labelling: as a whole, and each measure by its own.
+
+    `more`, of each row: the run's own part, and that of the mean of its bases.
+    """
     whole = rng.standard_normal(shape[1]) if between.bases < 2 else rng.standard_t(between.bases, shape[1])
     found: Floats = between.whole * more**0.5 * whole + between.single * more**0.5 * rng.standard_normal(shape)
     return found

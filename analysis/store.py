@@ -105,6 +105,7 @@ class RunStore:
         """
         self._hold()
         self._clear_leftovers()
+        judgement.forget(self._path)
         self._record = load_run(self._path).record
         before = self._path / "sweep.yaml"
         if before.is_file() and before.read_text() != sweep_yaml:

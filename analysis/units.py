@@ -60,6 +60,11 @@ def nanoseconds_text(nanoseconds: int) -> str:
     return f"{nanoseconds} ns"
 
 
+def sentence(text: str) -> str:
+    """Return a text with its first letter large and the others as they are: `64 MiB` is another thing than `64 mib`."""
+    return text[:1].upper() + text[1:]
+
+
 def count_text(count: int, singular: str, plural: str | None = None) -> str:
     """Return `1 trial`, `2 trials`."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

@@ -1,14 +1,20 @@
 """How often `analysis.compare` raises a false alarm, and what it finds: simulated runs with noise that was measured.
 
-    python benchmarks/false_alarms.py [--pairs 1000] [--bases 1,3] [--cells 4,12,24] [--scale 0.02]
+    python benchmarks/false_alarms.py [--pairs 1000] [--bases 1,3,7] [--cells 4,12,24] [--scale 0.02]
     python benchmarks/false_alarms.py --measure 10 --results results      # measure the noise first, on a quiet machine
+    sudo python benchmarks/false_alarms.py --held --measure 8 --results results --noise held.csv
 
 `--measure` runs the sweep `benchmarks/noise.yaml` so many times through the whole pipeline and writes the logarithms of
-each phase's bandwidth, less the median of its cell and phase over all runs, to `--noise`. A simulated run is one of
-those runs, drawn at random, with everything that its rounds, cells and phases have in common; bases are other ones. So
-heavy tails, drift between runs and drift within them stay as they were. A family of more cells than were measured has
-each of them several times, begun at another round. `--scale` makes the noise larger or smaller, to a stated median
-spread of a phase within its run: what a quieter machine would see.
+each phase's bandwidth, less the median of its cell and phase over all runs, to `--noise`. `--held` measures on a drive
+that a cgroup holds to a rate (`benchmarks/held.yaml`, `tests/drive.py`): what a drive in memory can do without depends
+on two processors, and is another thing every minute.
+
+A simulated run is made of one measured run: by how much its cells and phases were off the mean of all runs, all with
+the same sign, which is drawn; and of its rounds, of which as many are drawn anew as it has, all cells and phases of a
+round together. Bases are made of other runs, as long as there are others. So heavy tails, what runs differ by, and what
+cells have in common in a round stay as they were. A family of more cells than were measured has each of them several
+times, each time with rounds of its own. `--scale` makes the noise larger or smaller, to a stated median spread of a
+phase within its run: what a quieter machine would see.
 """
 
 from __future__ import annotations
@@ -18,9 +24,13 @@ import csv
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +41,8 @@ from analysis.matching import BANDWIDTH, Key, Matched
 
 HERE = Path(__file__).resolve().parent
 SLOW = 0.9
+#: What a sweep ends with where some trials failed; those that are valid count.
+SOME_FAILED = 3
 #: What becomes slower: nothing, all cells, those of one filesystem, one cell.
 CASES = ("nothing", "everything", "one filesystem", "one cell")
 
@@ -51,18 +63,39 @@ class Noise:
         """The standard deviation of whole runs."""
         return float(np.nanstd(np.nanmean(self.residuals, axis=(1, 2, 3)), ddof=1))
 
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.float64]:
+        """By how much each cell and phase of each run is off the mean of all runs."""
+        means = np.nanmean(self.residuals, axis=2)
+        found: npt.NDArray[np.float64] = means - np.nanmean(means, axis=0)
+        return found
+
+    @cached_property
+    def rounds(self) -> npt.NDArray[np.float64]:
+        """What is left within runs, widened for the mean that was taken from it."""
+        count = self.residuals.shape[2]
+        held = self.residuals - np.nanmean(self.residuals, axis=2, keepdims=True)
+        found: npt.NDArray[np.float64] = held * (count / (count - 1)) ** 0.5
+        return found
+
+    @property
+    def distinct(self) -> int:
+        """How many different runs can be simulated, their order of rounds left aside, of as many cells as measured."""
+        runs, _, repeats, _ = self.residuals.shape
+        return runs * 2 * comb(2 * repeats - 1, repeats)
+
 
 def main() -> None:
     """Measure where asked, simulate, and print a table."""
     args = _arguments()
     if args.measure:
-        measure(args.measure, args.results, args.noise)
+        measure(args.measure, args.results, args.noise, args.held)
     noise = read(args.noise)
     if args.scale:
         noise = Noise(noise.residuals * args.scale / noise.spread)
     runs, cells, repeats, phases = noise.residuals.shape
     print(f"noise: {runs} runs of {cells} cells, {repeats} repeats, {phases} phases; within runs {noise.spread:.1%}, "
-          f"whole runs {noise.drift:.1%}")  # fmt: skip
+          f"whole runs {noise.drift:.1%}; {noise.distinct} different runs can be made of them")  # fmt: skip
     for bases in args.bases:
         for count in args.cells:
             for case in CASES:
@@ -70,7 +103,8 @@ def main() -> None:
                 pairs = args.pairs if case == "nothing" else args.pairs // 5 or 1
                 rng = np.random.default_rng([bases, count, CASES.index(case)])
                 found = sum(alarm(rng, noise, bases, count, case) for _ in range(pairs))
-                told = f"{bases} base{'s' * (bases > 1)}, {count} cells x {phases} phases, {case} {1 - SLOW:.0%} slower"
+                change = "nothing changed" if case == "nothing" else f"{case} {1 - SLOW:.0%} slower"
+                told = f"{bases} base{'s' * (bases > 1)}, {count} cells x {phases} phases, {change}"
                 took = time.monotonic() - begin
                 print(f"{told}: alarms in {found / pairs:.1%} of {pairs} ({took:.0f} s)", flush=True)
 
@@ -86,11 +120,11 @@ def alarm(rng: np.random.Generator, noise: Noise, bases: int, cells: int, case: 
 
 
 def simulated(rng: np.random.Generator, noise: Noise, run: int, cells: int) -> npt.NDArray[np.float64]:
-    """Return the residuals of a run with so many cells: cells, rounds, phases."""
-    own = noise.residuals[run]
-    parts = [np.roll(own[cell % len(own)], int(rng.integers(own.shape[1])) if cell >= len(own) else 0, axis=0)
-             for cell in range(cells)]  # fmt: skip
-    return np.array(parts)
+    """Return the residuals of a run made of a measured one, with so many cells: cells, rounds, phases."""
+    offset, rounds = rng.choice((-1.0, 1.0)) * noise.offsets[run], noise.rounds[run]
+    known, repeats, _ = rounds.shape
+    parts = [offset[:, None, :] + rounds[:, rng.integers(repeats, size=repeats)] for _ in range(-(-cells // known))]
+    return np.concatenate(parts)[:cells]
 
 
 def measures(values: Sequence[npt.NDArray[np.float64]]) -> list[Matched]:
@@ -111,14 +145,34 @@ def measures(values: Sequence[npt.NDArray[np.float64]]) -> list[Matched]:
 # --- the noise -------------------------------------------------------------------------------------------------------
 
 
-def measure(count: int, results: Path, path: Path) -> None:
+def measure(count: int, results: Path, path: Path, held: bool) -> None:
     """Run the sweep so many times and write its residuals."""
-    command = [sys.executable, "-m", "sweep", str(HERE / "noise.yaml"), "--results", str(results)]
-    before = set((results / "noise").glob("2*"))
-    for number in range(count):
-        print(f"run {number + 1} of {count}", flush=True)
-        subprocess.run(command, check=False, cwd=HERE.parent, stdout=subprocess.DEVNULL)
-    write(sorted({*(results / "noise").glob("2*")} - before), path)
+    name = "held" if held else "noise"
+    command = [sys.executable, "-m", "sweep", str(HERE / f"{name}.yaml"), "--results", str(results)]
+    before = set((results / name).glob("2*"))
+    with _held() if held else nullcontext([]) as words:
+        for number in range(count):
+            print(f"run {number + 1} of {count}", flush=True)
+            done = subprocess.run([*command, *words], check=False, cwd=HERE.parent, stdout=subprocess.DEVNULL)
+            if done.returncode not in (0, SOME_FAILED):
+                raise SystemExit(f"the sweep ended with exit code {done.returncode}: nothing is measured")
+    write(sorted({*(results / name).glob("2*")} - before), path)
+
+
+@contextmanager
+def _held() -> Iterator[list[str]]:
+    """Make a drive in memory that is held to a rate, and yield what tells the sweep to use it."""
+    sys.path.insert(0, str(HERE.parent))
+    from tests import drive
+
+    if not drive.throttles():
+        raise SystemExit("--held: this machine has no cgroup v1 blkio, by which a drive is held to a rate")
+    with tempfile.TemporaryDirectory() as folder, drive.made(Path(folder), drive.SIZE_BYTES) as found:
+        try:
+            found.hold()
+        except RuntimeError as error:
+            raise SystemExit(f"--held: {error}") from None
+        yield [f"storage.path={found.folder}"]
 
 
 def write(runs: Sequence[Path], path: Path) -> None:
@@ -154,13 +208,19 @@ def read(path: Path) -> Noise:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000, help="simulated runs without a change; a fifth with one")
-    parser.add_argument("--bases", type=_numbers, default=[1, 3])
+    parser.add_argument("--bases", type=_numbers, default=[1, 3, 7])
     parser.add_argument("--cells", type=_numbers, default=[4, 12, 24])
     parser.add_argument("--scale", type=float, help="median spread of a phase within its run, such as 0.02")
     parser.add_argument("--noise", type=Path, default=HERE / "noise.csv")
     parser.add_argument("--measure", type=int, metavar="RUNS", help="measure the noise anew in so many runs")
+    parser.add_argument(
+        "--held", action="store_true", help="measure on a drive in memory that is held to a rate (root)"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where those runs are kept")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.held and not args.measure:
+        parser.error("--held says on what is measured: give --measure RUNS too")
+    return args
 
 
 def _numbers(text: str) -> list[int]:

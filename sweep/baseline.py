@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import AnalysisError
+from analysis.files import own_folder
 from sweep import lock
 from sweep.definition import Sweep
 from sweep.errors import ConfigError, UserError
@@ -84,8 +85,8 @@ def find(
             bases = _latest(folder, int(match[1] or 1), resumed)
         else:
             bases = [_named(folder, sweep.name, word, plan, at_head)]
-        found |= {one.run if one.folder is None else str(one.folder): one for one in bases}
-    if resumed and any(one.folder == resumed.resolve() for one in found.values()):
+        found |= {one.run if one.folder is None else str(one.folder.resolve()): one for one in bases}
+    if resumed and any(one.folder and one.folder.resolve() == resumed.resolve() for one in found.values()):
         raise ConfigError(_OPTION, None, f"{resumed.name} is the run that is gone on with: it cannot be its own base")
     return Baseline(tuple(sorted(found.values(), key=lambda one: one.started)))
 
@@ -137,7 +138,7 @@ def _of_ledger(folder: Path) -> list[tuple[str, pd.DataFrame]]:
     file = ledger.of_results(folder.parent)
     if not file.exists():
         return []
-    frame = ledger.read(file, folder.name)
+    frame = ledger.read(file, folder.name, ["run_started", "run_state", "run_whole"])
     return [(str(run), own) for run, own in frame.groupby("run", sort=False)] if len(frame) else []
 
 
@@ -146,7 +147,7 @@ def _of_ledger(folder: Path) -> list[tuple[str, pd.DataFrame]]:
 
 def _named(folder: Path, sweep: str, word: str, plan: Grid, at_head: bool) -> Base:
     """Return the run that a person names, from its folder or from the ledger."""
-    path = next((place.resolve() for place in (folder / word, Path(word).absolute()) if is_run(place)), None)
+    path = next((own_folder(place) for place in (folder / word, Path(word).absolute()) if is_run(place)), None)
     if path is None:
         return _removed(folder, sweep, word, at_head)
     record = read_run(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.files import own_folder
 from sweep.errors import ConfigError
 
 
@@ -151,7 +152,7 @@ def find(results: Path, sweep: str, run: str | None, at_head: bool = False) -> P
 
 def _named(folder: Path, sweep: str, run: str, more: str) -> Path:
     places = [folder / run, Path(run).absolute()]
-    found = next((place.resolve() for place in places if is_run(place)), None)
+    found = next((own_folder(place) for place in places if is_run(place)), None)
     if found is None:
         known = [path.name for path in runs_of(folder)]
         listed = f"the runs of {sweep}: {', '.join(known[-5:])}" if known else f"{folder} holds no run"
@@ -166,7 +167,7 @@ def _named(folder: Path, sweep: str, run: str, more: str) -> Path:
 def _newest(folder: Path, sweep: str, more: str) -> Path:
     latest = folder / "latest"
     if is_run(latest):
-        return latest.resolve()
+        return own_folder(latest)
     if known := runs_of(folder):
         return known[-1]
     text = f"there is no run of {sweep} in {folder}"

@@ -11,6 +11,11 @@ from pathlib import Path
 
 #: cgroup v1: of the root group, for the threads of the loop device above belong to no other.
 BLKIO = Path("/sys/fs/cgroup/blkio")
+#: What a drive is held to, in bytes per second; it must be able to do more than twice as much.
+RATE = 64 << 20
+#: Of a drive for `benchmarks/held.yaml`.
+SIZE_BYTES = 2 << 30
+_PROBE_BYTES = 256 << 20
 
 
 def throttles() -> list[Path]:
@@ -30,6 +35,16 @@ class Drive:
         """Hold the drive to these rates."""
         for file, rate in zip(throttles(), (read_bytes_s, write_bytes_s), strict=True):
             file.write_text(f"{self.number} {round(rate)}")
+
+    def hold(self) -> None:
+        """Hold the drive to `RATE`; raise RuntimeError where it is too slow for it, or goes on as it likes."""
+        free = self.write_bytes_s(_PROBE_BYTES)
+        if free < 2 * RATE:
+            raise RuntimeError(f"{self.device} takes {free / 1e6:.0f} MB/s, too little to hold it to {RATE / 1e6:.0f}")
+        self.slow_down(RATE, RATE)
+        now = self.write_bytes_s(_PROBE_BYTES)
+        if abs(now / RATE - 1) > 0.1:
+            raise RuntimeError(f"{self.device} takes {now / 1e6:.0f} MB/s, though it is held to {RATE / 1e6:.0f}")
 
     def write_bytes_s(self, size_bytes: int) -> float:
         """Return how many bytes per second a file takes that is written past the page cache."""

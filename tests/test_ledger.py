@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from analysis import ledger
 from analysis.errors import AnalysisError
 from analysis.files import locked
+from analysis.run import load_run
 from analysis.store import RunStore
+from sweep import past
 from tests import nights
 from tests.crashing import killed_at
 from tests.test_decisions import World, sweep_file, world
@@ -80,6 +82,80 @@ def test_an_attempt_that_was_superseded_before_the_run_ended_is_entered_too(worl
     assert [run for run, *_ in attempts(file_of(world))] == ["run1"]
 
 
+def set_aside(world: World, slug: str) -> None:
+    (world.folder / "superseded").mkdir(exist_ok=True)
+    (world.folder / "trials" / slug).rename(world.folder / "superseded" / f"{slug}-t-1")
+
+
+def again(world: World, trial: Any) -> None:
+    store = RunStore(str(world.folder))
+    store.resume({"state": "running"}, "name: s\n", [])
+    world.publish(store, trial, "valid", "n1", started="2026-11-20T23:00:00+00:00")
+    store.finish({"state": "finished"})
+    store._lock.close()
+
+
+def test_an_attempt_whose_worker_was_lost_is_not_the_result_for_it_knows_no_time(world: World) -> None:
+    plan = world.plan()
+    world.finish(plan, {"n=1,rep=1": "failed"}, started=None)
+    set_aside(world, plan.trials[0].slug)
+    again(world, plan.trials[0])
+    assert ledger.add(world.folder) == 2
+    rows = ledger.read(file_of(world))
+    assert set(rows.verdict) == {"failed", "valid"}
+    assert set(ledger.results(rows).verdict) == {"valid"}
+
+
+def test_an_axis_of_numbers_and_words_is_entered_with_what_was_set_aside_too(world: World) -> None:
+    words = "grid={workload.values.n: [8, auto]}"
+    plan = world.plan(words)
+    world.finish(plan, {"n=8,rep=1": "failed", "n=auto,rep=1": "valid"}, started="2026-11-20T22:00:00+00:00")
+    set_aside(world, plan.trials[0].slug)
+    again(world, plan.trials[0])
+    assert ledger.add(world.folder) == 3
+    assert set(ledger.read(file_of(world))["cell.n"]) == {"8", "auto"}
+
+
+def test_what_a_ledger_cannot_hold_is_a_clear_error(tmp_path: Path) -> None:
+    rows = nights.night(0)
+    rows["odd"] = [1, "a"] * (len(rows) // 2)
+    with pytest.raises(AnalysisError, match="cannot hold what is to be added"):
+        ledger.append(tmp_path / ledger.FILE, rows)
+
+
+def test_a_run_is_the_same_by_a_link_to_it(world: World) -> None:
+    world.finish(world.plan())
+    link = world.folder.with_name("latest")
+    link.unlink(missing_ok=True)
+    link.symlink_to(world.folder.name)
+    assert ledger.add(link) == 4
+    assert ledger.add(world.folder) == 0
+    assert ledger.complete(link)
+    assert {run for run, *_ in attempts(file_of(world))} == {"run1"}
+
+
+def test_a_sweeps_folder_that_is_a_link_has_the_ledger_beside_the_link(world: World, tmp_path: Path) -> None:
+    world.finish(world.plan())
+    far = tmp_path / "far" / "s"
+    far.parent.mkdir()
+    (world.results / "s").rename(far)
+    (world.results / "s").symlink_to(far)
+    link = world.results / "s" / "newest"
+    link.symlink_to("run1")
+    assert ledger.add(link) == 4
+    assert past.find(world.results, "s", "run1") == world.folder
+    assert past.find(world.results, "s", None) == world.folder
+    assert load_run(world.results / "s").path == world.folder
+    assert file_of(world).is_file()
+    assert not (far.parent / ledger.FILE).exists()
+
+
+def test_a_run_that_is_being_removed_is_no_run(world: World) -> None:
+    world.finish(world.plan())
+    world.folder.rename(world.folder.with_name(".removed-run1"))
+    assert ledger.runs_in(world.results) == []
+
+
 def test_merged_runs_are_not_entered_for_their_trials_are_those_of_others(world: World) -> None:
     world.finish(world.plan())
     set_record(world, state="merged", merged=[{"run_id": "other"}])
@@ -117,6 +193,17 @@ def test_one_sweep_is_read_of_many(tmp_path: Path) -> None:
     assert set(ledger.read(file, "b").sweep) == {"b"}
     assert ledger.read(file, "c").empty
     assert ledger.read(tmp_path / "nowhere.parquet").empty
+
+
+def test_some_columns_are_read_of_many_and_long_texts_are_categories(tmp_path: Path) -> None:
+    file = tmp_path / ledger.FILE
+    ledger.append(file, nights.night(0))
+    ledger.append(file, nights.night(1, environment='{"kernel": "6.19"}'))
+    frame = ledger.read(file, "s", ["run_state", "environment", "nowhere"])
+    assert {*frame.columns} == {*ledger.KEY, "run_state", "environment"}
+    assert str(frame.environment.dtype) == str(ledger.read(file).configuration.dtype) == "category"
+    assert frame.groupby("run", sort=False).environment.last().nunique() == 2
+    assert [*ledger.read(tmp_path / "none.parquet", columns=["verdict"]).columns] == [*ledger.KEY, "verdict"]
 
 
 VALUES = st.one_of(

@@ -20,6 +20,7 @@ import pytest
 
 from analysis import judgement, ledger, load_run
 from analysis.files import DRIVER_LOCK, locked
+from analysis.store import RunStore
 from sweep import baseline, cli, cluster, night
 from sweep.config import load
 from sweep.errors import ConfigError, UserError
@@ -270,6 +271,20 @@ def test_a_first_night_says_so(world: World) -> None:
     assert told["text"].startswith(judgement.FIRST)
     assert "s, run night1: 4 trials: 4 valid\n" in told["text"]
     assert judgement.told(load_run(folder)) == told["text"].rstrip()
+
+
+def test_what_a_run_came_to_is_forgotten_when_it_is_gone_on_with(world: World) -> None:
+    base, folder = made(world, "night1", 1), made(world, "night2", 2)
+    files = [folder / judgement.FILE, folder / judgement.JSON]
+    judgement.judge(folder, [("night1", str(base))])
+    assert all(file.is_file() for file in files)
+    store = RunStore(str(folder))
+    store.resume({"state": "running"}, "name: s\n", [])
+    store._lock.close()
+    assert not any(file.exists() for file in files)
+    files[1].write_text("{}")
+    judgement.judge(folder, [])
+    assert not files[1].exists()
 
 
 def test_a_base_of_the_ledger_is_as_good_as_its_folder(world: World) -> None:

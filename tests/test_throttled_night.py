@@ -22,35 +22,22 @@ from analysis import ledger
 from tests import drive
 
 ROOT = Path(__file__).parent.parent
-MIB = 1 << 20
-#: What the drive does, in bytes per second; it must be able to do more than twice as much.
-RATE = 64 * MIB
 SHARE = 0.85
-
-SWEEP = """\
-name: throttled
-workload: {kind: tensor_io, sizes: [32MiB], apis: [aio], loops: 4, block_size: 1MiB, queue_depth: 16}
-storage: {path: PLACE, image_size: 384MiB, queue: {max_sectors_kb: 128}}
-ceiling: {enabled: false}
-grid: {storage.fs: [ext4, xfs]}
-repeats: 5
-figures: []
-"""
+CONF = ROOT / "benchmarks" / "held.yaml"
 
 
 @pytest.fixture
 def slow_drive(tmp_path: Path) -> Iterator[drive.Drive]:
     if not drive.throttles():
         pytest.skip("this machine has no cgroup v1 blkio, by which a drive is slowed down")
-    with drive.made(tmp_path, 2 << 30) as found:
-        assert found.write_bytes_s(256 * MIB) > 2 * RATE
-        found.slow_down(RATE, RATE)
-        assert found.write_bytes_s(256 * MIB) == pytest.approx(RATE, rel=0.1)
+    with drive.made(tmp_path, drive.SIZE_BYTES) as found:
+        found.hold()
         yield found
 
 
-def night(conf: Path, results: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sweep", str(conf), "--results", str(results), "--baseline", "latest:2"]
+def night(place: Path, results: Path) -> subprocess.CompletedProcess[str]:
+    words = ["--results", str(results), "--baseline", "latest:2", f"storage.path={place}"]
+    command = [sys.executable, "-m", "sweep", str(CONF), *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
 
 
@@ -61,16 +48,15 @@ def night(conf: Path, results: Path) -> subprocess.CompletedProcess[str]:
 def test_a_slower_drive_is_found_in_the_night_it_became_so(
     slow_drive: drive.Drive, tmp_path: Path, state: Path
 ) -> None:
-    conf, results = tmp_path / "throttled.yaml", tmp_path / "results"
-    conf.write_text(SWEEP.replace("PLACE", str(slow_drive.folder)))
-    first = night(conf, results)
+    place, results = slow_drive.folder, tmp_path / "results"
+    first = night(place, results)
     assert (first.returncode, "this is the first" in first.stdout) == (0, True), first.stderr
-    second = night(conf, results)
+    second = night(place, results)
     assert (second.returncode, "No regression" in second.stdout) == (0, True), second.stdout + second.stderr
-    slow_drive.slow_down(SHARE * RATE, SHARE * RATE)
-    third = night(conf, results)
+    slow_drive.slow_down(SHARE * drive.RATE, SHARE * drive.RATE)
+    third = night(place, results)
     assert third.returncode == 4, third.stdout + third.stderr
-    folder = (results / "throttled" / "latest").resolve()
+    folder = (results / "held" / "latest").resolve()
     text = (folder / "comparison.txt").read_text()
     print(text)
     assert text in third.stdout
@@ -91,4 +77,4 @@ def test_a_slower_drive_is_found_in_the_night_it_became_so(
     frame = ledger.read(results / ledger.FILE)
     assert frame.run.nunique() == 3
     assert {json.loads(cell)["fs"] for cell in frame.cell.unique()} == {"ext4", "xfs"}
-    assert (results / "throttled" / "history.html").is_file()
+    assert (results / "held" / "history.html").is_file()

@@ -15,7 +15,7 @@ from analysis.figures.panel import Panel, per_trial
 from analysis.figures.timeline import Timeline, stacked, timelines
 from analysis.run import Run, Trial
 from analysis.trace import time_column
-from analysis.units import NS_PER_S, bytes_text, count_text, nanoseconds_text
+from analysis.units import NS_PER_S, bytes_text, count_text, nanoseconds_text, sentence
 
 NAME = "bandwidth"
 TITLE = "Bandwidth over time"
@@ -58,7 +58,7 @@ def described(line: Timeline) -> str:
     try:
         when = _counted_when(line.trial)
     except CannotDraw as error:
-        return f"{str(error).capitalize()}."
+        return f"{sentence(str(error))}."
     totals = {row["op"]: row["bytes"] for row in line.moved.group_by("op").agg(pl.col("bytes").sum()).to_dicts()}
     place = f"device {line.trial.section('device').get('name') or 'unknown'}"
     return (

@@ -17,7 +17,7 @@ from analysis.figures.cells import label, left_out, varying
 from analysis.figures.panel import Panel, Tried, per_trial
 from analysis.latency import EXACT_VALUES, Latencies
 from analysis.run import Run, Trial
-from analysis.units import count_text, latency_text
+from analysis.units import count_text, latency_text, sentence
 
 NAME = "latency"
 TITLE = "Latency, issue to completion"
@@ -184,7 +184,7 @@ def _compared(run: Run, spreads: Tried[Spread]) -> alt.TopLevelMixin | None:
     of = f"{n[0]}" if n[0] == n[-1] else f"{n[0]} to {n[-1]}"
     taken = "the requests of all repeats of a cell together" if n[-1] > 1 else "one repeat of each cell"
     without = len(valid) - sum(n)
-    lines = [f"{taken.capitalize()} (n = {of}), the whole traced window.", left_out(run, run.published)]
+    lines = [f"{sentence(taken)} (n = {of}), the whole traced window.", left_out(run, run.published)]
     lines += [f"No latencies of {count_text(without, 'valid trial')}."] if without else []
     return theme.finished(_beside(cells), f"{TITLE}: by cell", [line for line in lines if line])
 

@@ -19,7 +19,7 @@ from analysis.figures import theme
 from analysis.figures.panel import Panel, Tried, per_trial
 from analysis.figures.timeline import Timeline, comparable, stacked
 from analysis.run import Run, Trial
-from analysis.units import GIB, MIB, NS_PER_MS, NS_PER_S, bytes_text, nanoseconds_text, number_text
+from analysis.units import GIB, MIB, NS_PER_MS, NS_PER_S, bytes_text, nanoseconds_text, number_text, sentence
 
 NAME = "pressure"
 TITLE = "Memory, refaults and queue depth over time"
@@ -201,5 +201,5 @@ def _described(told: _Told) -> list[str]:
     return [
         f"Dashed: the limit, {bytes_text(limit)}." if limit is not None else "The job's memory was not limited.",
         f"Queue depth of {trial.section('device').get('name') or 'unknown'}: requests waiting and in flight (aqu-sz).",
-        f"{how.capitalize()}{spent}.",
+        f"{sentence(how)}{spent}.",
     ]

@@ -12,7 +12,7 @@ from analysis.figures.panel import Panel, ruled_out
 from analysis.measures import Measure, named
 from analysis.run import Run
 from analysis.selection import cell_text
-from analysis.units import count_text
+from analysis.units import count_text, sentence
 
 NAME = "search"
 TITLE = "A search along an axis"
@@ -41,9 +41,8 @@ def title_of(told: Mapping[str, Any]) -> str:
     """Return what a search is for, in words."""
     cell = ", ".join(f"{name} {cell_text(value)}" for name, value in (told.get("cell") or {}).items())
     sign, limit = ("≤", told.get("at_most")) if told.get("at_most") is not None else ("≥", told.get("at_least"))
-    return f"{told['find']} {told['axis']} with {told['metric']} {sign} {limit:.15g}".capitalize() + (
-        f": {cell}" if cell else ""
-    )
+    text = f"{told['find']} {told['axis']} with {told['metric']} {sign} {limit:.15g}"
+    return sentence(f"{text}: {cell}" if cell else text)
 
 
 def answer_of(told: Mapping[str, Any]) -> str:
@@ -149,7 +148,7 @@ def _tooltip(axis: str, measure: Measure) -> list[alt.Tooltip]:
 
 
 def _described(told: Mapping[str, Any]) -> list[str]:
-    lines = [answer_of(told).capitalize() + "."]
+    lines = [sentence(answer_of(told)) + "."]
     bad = [row for row in told["tried"] if row["bad"] and not row["values"]]
     if bad:
         lines.append("Not drawn, without a valid trial: " + ", ".join(cell_text(row["value"]) for row in bad) + ".")

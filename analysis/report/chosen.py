@@ -11,7 +11,7 @@ from analysis.figures.search import NAME, answer_of, name_of, searches, title_of
 from analysis.report.table import NOTHING, Column, Row, Table, number, text
 from analysis.run import Run
 from analysis.selection import cell_text
-from analysis.units import number_text
+from analysis.units import number_text, sentence
 
 _SEARCH = (
     "In the order in which values were first tried. Median and interval are of the metric, over the valid trials of a "
@@ -54,7 +54,7 @@ def _search(place: int, told: Mapping[str, Any]) -> Table:
     )
     rows = tuple(_tried(order, row, told) for order, row in enumerate(told["tried"], 1))
     after = [f"Not monotone: {b} meets the target although {a} does not." for a, b in told.get("contradictions") or []]
-    note = f"{answer_of(told).capitalize()}. {_SEARCH}"
+    note = f"{sentence(answer_of(told))}. {_SEARCH}"
     return Table(f"search-{place + 1}", f"Search: {title_of(told)}", note, columns, rows, tuple(after))
 
 

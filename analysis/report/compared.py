@@ -25,7 +25,7 @@ def page(told: Comparison) -> list[str]:
         *_changes("Slower", told.regressions, causes=True),
         *_changes("Faster", told.improvements, causes=False),
         *_section("Changed around it", [str(one) for one in told.environment], _MOST_CHANGES),
-        *_section("Failed or invalid now, and not counted", told.failed),
+        *_section("Failed, invalid or unreadable now, and not counted", told.failed),
         *_section("Not judged", _unjudged(told)),
         *_section("Not compared", told.unmatched),
         *_notes(told),
@@ -118,11 +118,13 @@ def _first(places: Sequence[str]) -> str:
 def _notes(told: Comparison) -> Iterable[str]:
     if not told.judged:
         return []
-    spread = told.spread
+    spread, bases = told.spread, len(told.bases)
     if spread.seen is None:
-        note = "One base: how much runs differ by themselves cannot be told, and a drift looks like a change; "
+        few = "One base" if bases == 1 else f"The {bases} bases share no measure"
+        note = f"{few}: how much runs differ by themselves cannot be told, and a drift looks like a change; "
         note += f"{_percent(spread.whole)} are taken for granted."
     else:
-        note = f"The {spread.bases} bases differ by {_percent(spread.seen)} as a whole and {_percent(spread.single)} "
+        which = f"The {bases} bases" if spread.bases == bases else f"{spread.bases} of the {bases} bases"
+        note = f"{which} differ by {_percent(spread.seen)} as a whole and {_percent(spread.single)} "
         note += "in single measures, beyond their repeats; as much is expected of a run."
     return ["", f"{note} Of unchanged runs at most {_share(told.alpha)} raise an alarm."]

@@ -66,10 +66,16 @@ def test_a_comparison_tells_what_a_search_finds_now(tmp_path: Path, capsys: pyte
     assert answers.changed(now, [second, first]) == [f"{line} 8 in {first.path.name} (told, not judged)"]
     assert answers.changed(now, [first, second]) == [f"{line} no value in {second.path.name} (told, not judged)"]
     assert answers.changed(now, [foreign]) == answers.changed(now, [now]) == []
-    assert compare.main([str(now.path), str(first.path)]) == 0
+    assert compare.main([str(now.path), str(first.path)]) == compare.NOT_JUDGED  # of one repeat; the search is told
     assert f"{line} 8 in " in capsys.readouterr().out
     told = judgement.judge(now.path, [(first.path.name, str(first.path))])
     assert (told["regressed"], f"{line} 8 in " in told["text"]) == (False, True)
+
+
+def test_values_and_names_keep_their_letters() -> None:
+    told = {**SEARCH, "cell": {"size": "64MiB"}, "axis": "kvSize", "answer": "64MiB", "beyond": "1GiB"}
+    assert search.title_of(told) == "Largest kvSize with read.d2c_p99_us ≤ 200: size 64MiB"
+    assert search._described(told)[0].startswith("64MiB meets it, 1GiB does not")
 
 
 def test_page_and_markdown_tell_what_was_tried_and_why(tmp_path: Path) -> None:

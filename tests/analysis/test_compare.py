@@ -153,6 +153,16 @@ def test_bases_that_differ_as_a_whole_raise_the_bar() -> None:
     assert "The 4 bases differ by" in told.lines()[-1]
 
 
+@pytest.mark.parametrize("noise", [0.003, 0.02])
+@pytest.mark.parametrize("bases", [4, 7])
+def test_beside_many_steady_bases_a_slow_run_is_no_outlier(bases: int, noise: float) -> None:
+    nights = [made(n, noise=noise, slow=all_slow(1 + 0.02 * (-1) ** n)) for n in range(1, bases + 1)]
+    assert compare(made(20, noise=noise, slow=all_slow(0.5)), nights).regressed
+    told = compare(made(20, noise=noise, slow={text_of(CELLS[0]): 0.5}), nights)
+    assert {one.cell for one in told.regressions} >= {text_of(CELLS[0])}
+    assert not compare(made(20, noise=noise), nights).regressed
+
+
 def test_the_order_of_rows_and_of_bases_does_not_matter() -> None:
     now, bases = made(3, slow=all_slow(0.9)), [made(1), made(2)]
     one = compare(now, bases)
@@ -232,6 +242,24 @@ def test_a_ceiling_that_was_not_measured_anew_tells_nothing() -> None:
     assert not any("fio" in one.cause for one in compare(now, [base]).regressions)
 
 
+def test_a_ceiling_that_was_kept_from_before_the_run_tells_nothing() -> None:
+    now, base = made(2, slow=all_slow(0.8)), made(1)
+    now["ceiling_measured_at"] = now.run_started.iloc[0] - pd.Timedelta(days=40)  # not of a base, and not of this night
+    assert not any("fio" in one.cause for one in compare(now, [base]).regressions)
+
+
+def test_a_change_that_explains_nothing_is_not_called_none() -> None:
+    told = cause_of(depth_mean=10.0, d2c_p50_us=85.0, d2c_p99_us=200.0)
+    assert "depth +25 %" in told
+    assert "nothing in the trace changed" not in told
+    assert "what changed in the trace does not explain it" in told
+
+
+def test_an_improvement_has_no_cause() -> None:
+    told = compare(made(2, slow=all_slow(1.2)), [made(1)])
+    assert {one.cause for one in told.improvements if one.members == 1} == {""}
+
+
 def test_whose_bytes_became_more_is_told() -> None:
     now, base = made(2, slow=all_slow(0.8)), made(1)
     now["role.kv_bytes"], base["role.kv_bytes"] = 3 << 30, 2 << 30
@@ -261,6 +289,70 @@ def test_a_cell_that_is_new_or_gone_is_told() -> None:
     assert told.lost == ("batch=1,fs=ext4: no trial of it in this run",)
     assert told.unmatched == ("batch=32,fs=xfs: no base has this cell",)
     assert "Lost: valid in a base, not now" in told.lines()
+
+
+def test_a_phase_that_the_run_lacks_is_lost() -> None:
+    told = compare(made(2, phases=PHASES[:1]), [made(1)])
+    assert told.judged == len(CELLS)
+    assert len(told.lost) == len(CELLS)
+    assert told.lost[0] == "batch=1,fs=ext4 store aio cpu 64 MiB: no valid trial of this run has this phase"
+
+
+def test_tokens_that_the_engine_reports_no_more_are_lost_and_its_phases_are_judged() -> None:
+    now, base = (made(n, phases=("prefill", "decode")) for n in (2, 1))
+    base["metrics.decode_tokens_per_s"] = np.where(base.phase == "trial", 100.0, np.nan)
+    told = compare(now, [base])
+    assert "batch=1,fs=ext4 decode: no valid trial of this run has metrics.decode_tokens_per_s" in told.lost
+    assert told.judged == 2 * len(CELLS)
+    other = compare(
+        base.assign(run="other", run_started=now.run_started.iloc[0]), [made(3, phases=("prefill", "decode"))]
+    )
+    assert other.judged == 2 * len(CELLS)
+    assert any("no base has metrics.decode_tokens_per_s" in one for one in other.unmatched)
+
+
+def test_a_measure_that_one_base_had_and_the_run_lacks_is_lost_when_it_is_asked_for() -> None:
+    now, base = made(2), made(1)
+    now["d2c_p99_us"] = None
+    told = compare(now, [base], metrics=["load/read.d2c_p99_us", "load/read.d2c_p50_us"])
+    assert "batch=1,fs=ext4 load aio cpu 64 MiB: no valid trial of this run has d2c_p99_us" in told.lost
+
+
+def test_values_of_nothing_are_told() -> None:
+    now = made(2)
+    stopped = (now.cell == text_of(CELLS[0])) & (now.phase == PHASES[0]) & (now["repeat"] == 2)
+    now.loc[stopped, "bandwidth_gib_s"] = 0.0
+    told = compare(now, [made(1)])
+    assert told.lost == (
+        "batch=1,fs=ext4 load aio cpu 64 MiB: 1 of 5 valid trials have no bandwidth_gib_s above 0 and do not count",
+    )
+
+
+def test_a_valid_trial_that_cannot_be_read_is_listed() -> None:
+    now = made(2)
+    broken = (now.cell == text_of(CELLS[0])) & (now["repeat"] == 2)
+    now["unreadable"] = now["unreadable"].astype(object)
+    now.loc[broken, "unreadable"] = "requests.parquet is cut off"
+    told = compare(now, [made(1)])
+    assert told.failed == ('{"batch":1,"fs":"ext4"},rep=2: valid, but cannot be read (requests.parquet is cut off)',)
+    now.loc[now.cell == text_of(CELLS[0]), "unreadable"] = "requests.parquet is cut off"
+    assert compare(now, [made(1)]).lost == ("batch=1,fs=ext4: none of 5 trials valid (requests.parquet is cut off)",)
+
+
+def test_what_a_search_did_not_try_this_time_is_not_lost() -> None:
+    planned = {text_of(cell) for cell in CELLS[:-1]}
+    told = compare(made(2, cells=CELLS[1:-1]), [made(1)], planned=planned)
+    assert told.lost == ("batch=1,fs=ext4: no trial of it in this run",)
+    assert told.unmatched == ("batch=32,fs=xfs: not in this run's plan",)
+
+
+def test_two_valid_repeats_are_not_judged_however_many_bases_there_are() -> None:
+    nights = [made(n) for n in range(1, 9)]
+    told = compare(made(20, repeats=1, slow=all_slow(0.5)), nights)
+    assert (told.regressed, told.judged) == (False, 0)
+    assert told.unjudged[0].reason == "1 valid repeat now; 3 are needed, however many the bases have"
+    assert compare(made(20, repeats=2, slow=all_slow(0.5)), nights).judged == 0
+    assert compare(made(20, repeats=3, slow=all_slow(0.5)), nights).regressed
 
 
 def test_a_cell_without_a_valid_trial_now_is_told_with_its_reason_and_is_no_regression() -> None:
@@ -311,6 +403,13 @@ def test_what_changed_in_the_environment_names_the_cells_it_touches() -> None:
     assert told[-1] == "code: a -> b"
 
 
+def test_what_changed_is_read_off_a_valid_trial() -> None:
+    now = made(2)
+    crashed = now["repeat"] == 5
+    now.loc[crashed, ["verdict", "environment"]] = ["failed", "{}"]
+    assert not compare(now, [made(1)]).environment
+
+
 def test_a_fact_that_some_base_had_did_not_change() -> None:
     bases = [made(1, facts={"kernel": "6.19"}), made(2)]
     assert not compare(made(3, facts={"kernel": "6.19"}), bases).environment
@@ -327,6 +426,10 @@ def test_a_ledger_of_several_runs_is_taken_apart() -> None:
         ({"threshold": 5.0}, "threshold 5 makes no sense"),
         ({"alpha": 0.0}, "alpha 0 makes no sense"),
         ({"metrics": ["read.request_bytes_mean"]}, "neither better nor worse"),
+        ({"metrics": ["generation_s"]}, "column of the summary.*write generation/all.duration_s"),
+        ({"metrics": ["read_d2c_p99_us"]}, "write read.d2c_p99_us"),
+        ({"metrics": ["generation_write_ceiling_share"]}, "write generation/write.ceiling_share"),
+        ({"metrics": ["ceiling_random_read_gib_s"]}, "docs/metrics.md"),
         ({"metrics": ["read.d2c_p98_us"]}, "did you mean read.d2c_p99_us"),
         ({"metrics": ["lod/read.d2c_p99_us"]}, "no cell that the runs share has it"),
     ],
@@ -354,6 +457,20 @@ def test_a_base_that_lacks_cells_serves_for_the_others() -> None:
     assert single[text_of(CELLS[1])] == (5, 10)
     assert single[text_of(CELLS[5])] == (5, 5)
     assert compare(made(4), bases[1:]).judged == 4
+
+
+def test_nights_that_were_cut_short_do_not_hide_what_the_others_differ_by() -> None:
+    level = (1.0, 0.88, 1.1, 0.93)
+    whole = [made(n, slow=all_slow(speed)) for n, speed in enumerate(level, 1)]
+    short = [made(11, cells=CELLS[:1]), made(12, cells=CELLS[1:2])]
+    told = compare(made(20, slow=all_slow(0.88)), [*whole, *short])
+    assert told.spread.bases == 4
+    assert told.spread.seen == pytest.approx(0.09, abs=0.03)
+    assert "4 of the 6 bases differ by" in told.lines()[-1]
+    assert not told.regressed
+    told = compare(made(20), short)
+    assert told.spread.seen is None
+    assert "The 2 bases share no measure" in told.lines()[-1]
 
 
 def test_the_page_fits_a_screen_and_json_has_all() -> None:
@@ -405,7 +522,23 @@ def test_the_command_exits_4_on_a_regression_and_0_without(
     assert json.loads(page.read_text())["threshold"] == 0.4
 
 
+def test_the_command_exits_3_where_nothing_can_be_judged(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base, now = runs
+    assert main([str(now), str(base), "--alpha", "0.1%"]) == 3
+    assert "NOT JUDGED: too few repeats" in capsys.readouterr().out
+
+
 def test_a_mistake_is_one_line_and_exit_2(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs[0]), str(runs[0].parent / "nowhere")]) == 2
     assert main([str(runs[0]), str(runs[0])]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_run_is_itself_by_the_link_to_it_too(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    latest = runs[0].with_name("same")
+    latest.symlink_to(runs[0].name)
+    try:
+        assert main([str(runs[0]), str(latest)]) == 2
+        assert "is the run itself" in capsys.readouterr().err
+    finally:
+        latest.unlink()

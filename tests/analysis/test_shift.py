@@ -58,6 +58,24 @@ def test_one_night_that_is_far_off_makes_no_step_and_hides_none(seed: int, place
     assert all(abs(one - 7) <= 1 for one in found)
 
 
+@pytest.mark.parametrize(("nights", "alpha", "found"), [(8, 0.01, False), (10, 0.01, True), (8, 0.05, True)])
+def test_how_many_nights_can_reach_a_level(nights: int, alpha: float, found: bool) -> None:
+    told = shifts(*series(1, [(nights // 2, 2.0), (nights // 2, 1.0)]), alpha=alpha)
+    assert [one.index for one in told] == ([nights // 2] if found else [])
+
+
+@pytest.mark.parametrize(("series_of", "enough"), [(24, 13), (100, 15)])
+def test_how_many_nights_a_history_of_many_series_needs(series_of: int, enough: int) -> None:
+    for nights in (enough - 1, enough):
+        values, groups = series(1, [(nights // 2, 2.0), (nights - nights // 2, 1.0)], noise=0.005)
+        reached = [bool(shifts(values, groups, alpha=0.05 / series_of, seed=seed)) for seed in range(10)]
+        assert (sum(reached) >= 9) == (nights == enough), (nights, reached)
+
+
+def test_a_clear_step_has_a_p_that_a_thousand_series_can_use() -> None:
+    assert shifts(*series(1, [(15, 2.0), (15, 1.0)]))[0].p == pytest.approx(1 / 20_000)
+
+
 def test_a_small_step_does_not_matter_however_sure() -> None:
     values, groups = series(1, [(15, 2.0), (15, 1.96)], noise=0.001, night=0.001)
     assert shifts(values, groups) == []
