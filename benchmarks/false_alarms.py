@@ -10,11 +10,11 @@ that a cgroup holds to a rate (`benchmarks/held.yaml`, `tests/drive.py`): what a
 on two processors, and is another thing every minute.
 
 A simulated run is made of one measured run: by how much its cells and phases were off the mean of all runs, beyond the
-chance of few rounds, all with the same sign, which is drawn; and of its rounds, of which as many are drawn anew as it has, all cells and phases of a
-round together. Bases are made of other runs, as long as there are others. So heavy tails, what runs differ by, and what
-cells have in common in a round stay as they were. A family of more cells than were measured has each of them several
-times, each time with rounds of its own. `--scale` makes the noise larger or smaller, to a stated median spread of a
-phase within its run: what a quieter machine would see.
+chance of few rounds, all with the same sign, which is drawn; and of its rounds, of which as many are drawn anew as it
+has, all cells and phases of a round together. Bases are made of other runs, as long as there are others. So heavy
+tails, what runs differ by, and what cells have in common in a round stay as they were. A family of more cells than were
+measured has each of them several times, each time with rounds of its own. `--scale` makes the noise larger or smaller,
+to a stated median spread of a phase within its run: what a quieter machine would see.
 """
 
 from __future__ import annotations
