@@ -9,12 +9,12 @@ each phase's bandwidth, less the median of its cell and phase over all runs, to 
 that a cgroup holds to a rate (`benchmarks/held.yaml`, `tests/drive.py`): what a drive in memory can do without depends
 on two processors, and is another thing every minute.
 
-A simulated run is made of one measured run: by how much its cells and phases were off the mean of all runs, all with
-the same sign, which is drawn; and of its rounds, of which as many are drawn anew as it has, all cells and phases of a
-round together. Bases are made of other runs, as long as there are others. So heavy tails, what runs differ by, and what
-cells have in common in a round stay as they were. A family of more cells than were measured has each of them several
-times, each time with rounds of its own. `--scale` makes the noise larger or smaller, to a stated median spread of a
-phase within its run: what a quieter machine would see.
+A simulated run is made of one measured run: by how much its cells and phases were off the mean of all runs, beyond the
+chance of few rounds, all with the same sign, which is drawn; and of its rounds, of which as many are drawn anew as it
+has, all cells and phases of a round together. Bases are made of other runs, as long as there are others. So heavy
+tails, what runs differ by, and what cells have in common in a round stay as they were. A family of more cells than were
+measured has each of them several times, each time with rounds of its own. `--scale` makes the noise larger or smaller,
+to a stated median spread of a phase within its run: what a quieter machine would see.
 """
 
 from __future__ import annotations
@@ -65,10 +65,18 @@ class Noise:
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.float64]:
-        """By how much each cell and phase of each run is off the mean of all runs."""
+        """By how much each run, and each of its cells and phases beyond that, is off the mean of all runs.
+
+        Less what the chance of few rounds explains, by moments: rounds drawn anew bring that with them, and a second
+        time it would be a spread between runs that nobody measured.
+        """
+        runs, _, repeats, _ = self.residuals.shape
         means = np.nanmean(self.residuals, axis=2)
-        found: npt.NDArray[np.float64] = means - np.nanmean(means, axis=0)
-        return found
+        off = (means - np.nanmean(means, axis=0)) * (runs / (runs - 1)) ** 0.5
+        whole = np.nanmean(off, axis=(1, 2), keepdims=True)
+        chance = float(np.nanmean(np.nanmean(self.rounds, axis=(1, 3)) ** 2)) / repeats
+        own = np.nanmean(self.rounds**2, axis=(0, 2)) / repeats
+        return _beyond(whole, chance) + _beyond(off - whole, own)
 
     @cached_property
     def rounds(self) -> npt.NDArray[np.float64]:
@@ -83,6 +91,13 @@ class Noise:
         """How many different runs can be simulated, their order of rounds left aside, of as many cells as measured."""
         runs, _, repeats, _ = self.residuals.shape
         return runs * 2 * comb(2 * repeats - 1, repeats)
+
+
+def _beyond(offsets: npt.NDArray[np.float64], chance: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
+    """Return offsets of runs (first axis), made smaller by the variance that chance explains of theirs."""
+    seen = np.maximum(np.nanmean(offsets**2, axis=0), 1e-30)
+    found: npt.NDArray[np.float64] = offsets * np.sqrt(np.maximum(1 - chance / seen, 0))
+    return found
 
 
 def main() -> None:
