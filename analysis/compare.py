@@ -33,8 +33,9 @@ REGRESSION, NOT_JUDGED = 4, 3
 THRESHOLD, ALPHA = 0.05, 0.05
 #: Fewer repeats of the run say nothing of how they vary, and one that is off is the run.
 LEAST_REPEATS = 3
-#: The spread between runs that is taken for granted, as a part of the threshold.
-GRANTED = 1 / 3
+#: The spread between runs that is taken for granted, as a part of the threshold, and of the spread of a measure within
+#: its run: where phases vary by a fifth, nights were seen to differ by a fifth to two fifths of that.
+GRANTED, GRANTED_OF_NOISE = 1 / 3, 1 / 2
 #: The metric of a change of several measures together: speed, however each of them tells it.
 SPEED = "speed"
 #: Families of measures that are judged together: groups over cells; cells, and single measures.
@@ -295,9 +296,11 @@ def _between(rounds: Rounds, granted: float) -> Spread:
     moved = shuffle.aligned(rounds)[1]
     everything = shuffle.together(rounds.values, np.ones(len(rounds.values), bool))[None, :]
     granted = max(granted, float(shuffle.scales(Rounds(everything, rounds.run, rounds.family[:1]))[0]))
+    within = shuffle.scales(rounds)
+    granted = max(granted, GRANTED_OF_NOISE * float(np.median(within)))
     known = (~np.isnan(rounds.values[:, rounds.run > 0])).sum(axis=1)
     repeats = float(np.median(known / np.maximum((~np.isnan(moved)).sum(axis=1), 1)))
-    return shuffle.spread(moved, shuffle.scales(rounds), repeats, granted)
+    return shuffle.spread(moved, within, repeats, granted)
 
 
 def _shift(values: shuffle.Floats, run: shuffle.Ints) -> tuple[float, float, float]:
