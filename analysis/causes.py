@@ -21,16 +21,17 @@ _COLUMNS = {
     "request_bytes_mean": "request sizes",
     "request_bytes_mode": "the most frequent request size",
     "depth_mean": "depth",
+    "d2c_mean_us": "D2C mean",
     "d2c_p50_us": "D2C p50",
     "d2c_p99_us": "D2C p99",
-    "d2c_mean_us": "D2C mean",
     "sequential_share": "sequential share",
     "busy_share": "busy share",
     "interarrival_p50_us": "time between requests",
     "job_cpu_share": "the job's share of the processors",
 }
-#: The mean too: a drive that is held to a rate answers most requests at once and a few very late.
-_LATENCIES = ("d2c_p50_us", "d2c_p99_us", "d2c_mean_us")
+#: The mean first: bandwidth is depth times size by mean D2C (Little's law), and a drive that is held to a rate answers
+#: most requests at once and a few very late, so that its median may even fall.
+_LATENCIES = ("d2c_mean_us", "d2c_p50_us", "d2c_p99_us")
 _BYTES = ("bytes", "request_bytes_mean", "request_bytes_mode")
 #: A shift of a share of 1 by less is none.
 _SHARE = 0.05
@@ -78,7 +79,7 @@ class _Move:
         return f"{self.now / self.before - 1:+.0%}".replace("%", " %") if self.before else "from nothing"
 
     def text(self) -> str:
-        """Return the move as `D2C p50 +18 % (85 µs -> 100 µs)`."""
+        """Return the move as `D2C mean +18 % (85 µs -> 100 µs)`."""
         if not self.way:
             return f"{_COLUMNS[self.name]} unchanged"
         return (
@@ -123,9 +124,8 @@ def _roles(own: pd.DataFrame, other: pd.DataFrame, threshold: float) -> list[str
 
 def _words(op: str, moves: Mapping[str, _Move], roles: Sequence[str]) -> str:
     """Return the columns that a reader looks for first, and of the others those that changed."""
-    always = [moves[name] for name in ("d2c_p50_us", "d2c_p99_us", "request_bytes_mean", "depth_mean") if name in moves]
-    mean = () if {moves[name].way for name in _LATENCIES[:2] if name in moves} - {0} else ("d2c_mean_us",)
-    others = (*mean, "bytes", "sequential_share", "busy_share", "interarrival_p50_us", "job_cpu_share")
+    always = [moves[name] for name in (*_LATENCIES, "request_bytes_mean", "depth_mean") if name in moves]
+    others = ("bytes", "sequential_share", "busy_share", "interarrival_p50_us", "job_cpu_share")
     further = [moves[name] for name in others if name in moves and moves[name].way]
     told = [move.text() for move in always if move.way] + [move.text() for move in further]
     same = [_COLUMNS[move.name] for move in always if not move.way]
@@ -141,12 +141,12 @@ def _listed(names: Sequence[str]) -> str:
 def _verdict(moves: Mapping[str, _Move]) -> str:
     """Return what the figures amount to: the first of the causes that fits, from the top of the path downwards."""
     way = {name: move.way for name, move in moves.items()}
-    slower = any(way.get(name) == 1 for name in _LATENCIES)
+    slower = _slower(way)
     if way.get("bytes") == 1:
         return "more bytes were moved for the same work"
     if way.get("request_bytes_mean") == -1:
         return "requests became smaller: the path above the drive splits or no longer merges them"
-    if way.get("depth_mean") == 1 and way.get("d2c_p50_us") == 1:
+    if slower and way.get("depth_mean") == 1:
         return "more requests waited at the drive, each for longer: it answered slower, or more was asked of it at once"
     if slower and way.get("sequential_share") == -1:
         return "requests are less sequential, and the drive answered them slower"
@@ -159,6 +159,12 @@ def _verdict(moves: Mapping[str, _Move]) -> str:
     if any(way.values()):
         return "what changed in the trace does not explain it"
     return "nothing in the trace changed with it: the time went by outside the drive"
+
+
+def _slower(way: Mapping[str, int]) -> bool:
+    """Return whether requests took longer; a few late ones held up nothing where mean and depth did not grow."""
+    mean, others = way.get("d2c_mean_us", 0), [way.get(name) for name in _LATENCIES[1:]]
+    return mean == 1 or (mean == 0 and 1 in others and way.get("depth_mean") != -1)
 
 
 def _ceiling(op: str, now: pd.DataFrame, before: pd.DataFrame, key: Key) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def _row(seed: int, cell: str, repeat: int, phase: str, op: str, speed: float) -
         **{**trial, "verdict": "valid", "reasons": "", "phase": phase, "name": phase.split(" ")[0], "op": op},
         **{"duration_s": 1 / speed if speed else 1.0, "bytes": 1 << 30 if speed else 0, "bandwidth_gib_s": speed},
         **{"requests": 8192 if speed else 0, "request_bytes_mean": 131072.0, "request_bytes_mode": 131072},
-        **{"depth_mean": 8.0, "d2c_p50_us": 170 / speed if speed else None, "busy_share": 0.9},
+        **{"depth_mean": 8.0, "d2c_mean_us": 200 / speed if speed else None, "busy_share": 0.9},
+        **{"d2c_p50_us": 170 / speed if speed else None},
         **{"d2c_p99_us": 400 / speed if speed else None, "sequential_share": 0.9, "unreadable": None},
         **{"ceiling_read_gib_s": 3.0, "ceiling_write_gib_s": 3.0, "ceiling_measured_at": started},
     }
@@ -97,7 +99,7 @@ def test_a_slower_run_names_cells_change_confidence_and_cause() -> None:
     assert one.repeats == (5, 5)
     assert one.metric == "bandwidth_gib_s"
     assert one.base == pytest.approx(2.0, rel=0.05)
-    assert "D2C p50 +" in one.cause
+    assert "D2C mean +" in one.cause
     assert "request sizes and depth unchanged: the drive answered slower" in one.cause
     assert told.regressions[0].where == "everything (12 measures)"
 
@@ -208,25 +210,40 @@ def test_an_engine_is_judged_by_its_tokens() -> None:
 # --- causes ----------------------------------------------------------------------------------------------------------
 
 
+AS_BEFORE = {"d2c_mean_us": 100.0, "d2c_p50_us": 85.0, "d2c_p99_us": 200.0}
+
+
 def cause_of(**columns: float) -> str:
     told = compare(made(2, slow=all_slow(0.8), **columns), [made(1)])
     return next(one.cause for one in told.regressions if one.members == 1)
 
 
 def test_smaller_requests_are_a_cause() -> None:
-    told = cause_of(request_bytes_mean=65536.0, d2c_p50_us=85.0, d2c_p99_us=200.0)
+    told = cause_of(request_bytes_mean=65536.0, **AS_BEFORE)
     assert "request sizes -50 % (128 KiB -> 64 KiB)" in told
     assert "the path above the drive splits or no longer merges them" in told
 
 
 def test_a_drive_that_is_asked_less_is_a_cause() -> None:
-    told = cause_of(depth_mean=4.0, d2c_p50_us=85.0, d2c_p99_us=200.0)
+    told = cause_of(depth_mean=4.0, **AS_BEFORE)
     assert "depth -50 % (8 -> 4)" in told
     assert "asked less" in told
 
 
 def test_nothing_in_the_trace_is_told_too() -> None:
-    assert "outside the drive" in cause_of(d2c_p50_us=85.0, d2c_p99_us=200.0)
+    assert "outside the drive" in cause_of(**AS_BEFORE)
+
+
+def test_a_throttled_drive_is_slower_though_its_median_is_not() -> None:
+    told = cause_of(d2c_mean_us=110.0, d2c_p50_us=75.0, d2c_p99_us=200.0, depth_mean=7.5)
+    assert re.search(r"D2C mean \+1\d % \(.* -> 110 µs\), D2C p50 -1\d % \(.* -> 75 µs\)", told)
+    assert "the drive answered slower" in told
+
+
+def test_a_few_late_requests_are_not_the_cause_where_fewer_were_in_flight() -> None:
+    told = cause_of(depth_mean=6.4, d2c_mean_us=100.0, d2c_p50_us=85.0, d2c_p99_us=260.0)
+    assert "D2C p99 +" in told
+    assert "asked less" in told
 
 
 def test_fio_beside_it_tells_the_drive_from_the_path_above() -> None:
@@ -249,7 +266,7 @@ def test_a_ceiling_that_was_kept_from_before_the_run_tells_nothing() -> None:
 
 
 def test_a_change_that_explains_nothing_is_not_called_none() -> None:
-    told = cause_of(depth_mean=10.0, d2c_p50_us=85.0, d2c_p99_us=200.0)
+    told = cause_of(depth_mean=10.0, **AS_BEFORE)
     assert "depth +25 %" in told
     assert "nothing in the trace changed" not in told
     assert "what changed in the trace does not explain it" in told
