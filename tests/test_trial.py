@@ -55,7 +55,12 @@ def test_known_pattern_comes_back_request_for_request(run_here, left_behind, tra
     workload = {"kind": "pattern", "pattern": pattern}
     # btrfs with checksums does buffered I/O for what was asked to be direct, and writes to new places
     options = {"mount_options": ["nodatacow"] if fs == "btrfs" else []}
-    record, folder = run_here(trial_config(tracer, fs, backing, workload, storage=options))
+    config = trial_config(tracer, fs, backing, workload, storage=options)
+    record, folder = run_here(config)
+    # the kernel runs no BPF program inside another, now and then: told, and tried again as a sweep does
+    while tracer == "bpftrace" and (again := record["tracer"]["unmatched"]):
+        assert record["verdict"]["reasons"][0].startswith(f"{again} requests had an issue without a completion")
+        record, folder = run_here(config)
 
     assert record["verdict"] == {"state": "valid", "reasons": []}
     bytes_of = record["bytes"]
