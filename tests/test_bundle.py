@@ -28,6 +28,16 @@ def test_it_is_what_the_project_needs_without_torch_and_what_only_torch_needs(bu
     assert not {"pytest", "hypothesis", "mypy"} & set(needed), "tests are run elsewhere"
 
 
+def test_it_is_what_the_tree_asks_for_whatever_was_installed(bundle, tmp_path, monkeypatch):
+    text = (ROOT / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(text.replace("dependencies = [", 'dependencies = [\n"pytest",', 1))
+    monkeypatch.setattr(bundle, "ROOT", tmp_path)
+    assert {"pytest", "pluggy", "ray"} <= set(dict(bundle.needed("3.12")))
+    (tmp_path / "pyproject.toml").write_text(text.replace("dependencies = [", 'dependencies = [\n"no-such",', 1))
+    with pytest.raises(SystemExit, match=r"no-such, which .* is not installed here: run make set"):
+        bundle.needed("3.12")
+
+
 def test_wheels_of_another_python_or_version_are_replaced(bundle, tmp_path):
     names = [
         "ray-2.60.0-cp311-cp311-manylinux2014_x86_64.whl",
