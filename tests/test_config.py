@@ -97,7 +97,7 @@ def test_sweeps_of_the_package_are_found_from_anywhere(
     assert len(Grid(load(name)).trials) == 8
 
 
-@pytest.mark.parametrize("path", config.conf_dir().rglob("*.yaml"), ids=str)
+@pytest.mark.parametrize("path", sorted(config.conf_dir().rglob("*.yaml")), ids=str)
 def test_every_sweep_of_the_package_is_valid(path: Path) -> None:
     assert Grid(load(str(path))).trials
 

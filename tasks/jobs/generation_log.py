@@ -117,11 +117,12 @@ def device(job: dict[str, Any], torch: Any) -> str:
 
     A node with a GPU whose torch finds none must not pass as a measurement of that GPU.
     """
-    found = torch.cuda.is_available()
+    # not even asked for: the question alone makes a process larger
+    found = job["device"] != "cpu" and torch.cuda.is_available()
     if not found and (job["device"] == "cuda" or (job["device"] == "auto" and job["gpu"])):
         text = f"{job['device']} means CUDA on this node, and torch {torch.__version__} finds none"
         raise ValueError(f"workload.device: {text}: install a torch with CUDA, or say cpu")
-    return "cuda" if found and job["device"] != "cpu" else "cpu"
+    return "cuda" if found else "cpu"
 
 
 def write_tokens(job: dict[str, Any], tokens: Sequence[Sequence[int]]) -> None:
