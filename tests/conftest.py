@@ -1,6 +1,8 @@
 """What tests share: a machine state of their own, and trials that run in this process."""
 
+import functools
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -15,6 +17,35 @@ from tasks.spec import Trace, TrialSpec
 #: How the tokens of this process's trials begin, and what they leave on the machine.
 TOKENS = f"t{os.getpid()}"
 OURS = f"offload-sweep-{TOKENS}-"
+
+
+#: Marks of tests that mount, trace, start Ray or take long: what another of their kind would disturb.
+_USES_MACHINE = re.compile(r"mark\.(root|ray|gpu|slow)\b")
+
+
+@functools.cache
+def uses_machine(file):
+    """Say whether a file of tests has some that need the machine to themselves."""
+    return _USES_MACHINE.search(Path(file).read_text()) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give all files that use the machine to one of `make test`'s processes, and each other file to either."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "machine" if uses_machine(config.rootpath / file) else file
+
+    return Lanes(config, log)
+
+
+def pytest_runtest_setup(item):
+    """Where two processes run tests, those that measure go first on the processors."""
+    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
+        os.setpriority(os.PRIO_PROCESS, 0, 0 if uses_machine(item.path) else 10)
 
 
 def pytest_collection_modifyitems(items):
