@@ -22,6 +22,8 @@ import uuid
 from contextlib import nullcontext
 from pathlib import Path
 
+from scipy.stats import t as student
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -35,9 +37,6 @@ from tasks.storage import flush, volume  # noqa: E402
 from tasks.units import parse_bytes  # noqa: E402
 
 SCRIPTS = {"flexgen": "flexgen_by_hand.py", "deepspeed_model": "zero_inference_by_hand.py"}
-
-#: Student's t for a two-sided 95 % interval, by degrees of freedom.
-T_95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179}
 
 
 def by_sweep(arguments, results):
@@ -76,7 +75,7 @@ def by_hand(trial, folder):
 def interval(ratios):
     """Return geometric mean and 95 % interval of ratios."""
     logs = [math.log(ratio) for ratio in ratios]
-    half = T_95[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = student.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     mean = statistics.mean(logs)
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
@@ -86,7 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("conf")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--pairs", type=int, default=6, choices=sorted(n + 1 for n in T_95))
+    parser.add_argument("--pairs", type=int, default=6, choices=range(3, 21), metavar="3..20")
     parser.add_argument("--rest-s", type=float, default=8, help="seconds of rest before each run")
     args = parser.parse_intermixed_args()
     (trial,) = (t.config for t in Grid(sweeps.load(args.conf, args.overrides)).trials)

@@ -16,8 +16,9 @@ def main(path):
     """Run FlexGen, which prints its throughput."""
     job = json.loads(Path(path).read_text())
     import torch
+    from generation_log import device
 
-    if not torch.cuda.is_available():
+    if device(job, torch) == "cpu":
         import flexgen_without_cuda
 
         flexgen_without_cuda.install()
