@@ -8,8 +8,6 @@ from typing import Any
 
 import ray
 
-from analysis.store import RunStore
-
 #: Threads of the actor beside its first, by what they do.
 _THREADS = {"board": 1, "pieces": 2, "publications": 4}
 
@@ -20,6 +18,9 @@ class AnalysisActor:
 
     def __init__(self, path: str, shared: str | None = None) -> None:
         """Hold the run in the folder `path` of the head node; see `RunStore`."""
+        # here, not above: a driver that imports this class would load all that draws with it
+        from analysis.store import RunStore
+
         self._store = RunStore(path, shared)
         self._board: dict[str, tuple[str, float]] = {}
 

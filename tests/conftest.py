@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import shutil
 import subprocess
 import uuid
@@ -19,25 +18,38 @@ TOKENS = f"t{os.getpid()}"
 OURS = f"offload-sweep-{TOKENS}-"
 
 
-#: Marks of tests that mount, trace, start Ray or take long: what another of their kind would disturb.
-_USES_MACHINE = re.compile(r"mark\.(root|ray|gpu|slow)\b")
+#: What the processes of `make test` tell the one that deals out tests: which of them need the machine to themselves.
+_OF_MACHINE = "lanes/machine"
 
 
-@functools.cache
-def uses_machine(file):
-    """Say whether a file of tests has some that need the machine to themselves."""
-    return _USES_MACHINE.search(Path(file).read_text()) is not None
+def uses_machine(item):
+    """Say whether a test mounts, traces, starts Ray or takes long: what another of its kind would disturb."""
+    return any(item.get_closest_marker(name) for name in ("root", "ray", "gpu", "slow"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine does not allow, and say why."""
+    if hasattr(config, "workerinput"):
+        config.cache.set(_OF_MACHINE, [item.nodeid for item in items if uses_machine(item)])
+    for item in items:
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        if item.get_closest_marker("gpu") and not shutil.which("nvidia-smi"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give all files that use the machine to one of `make test`'s processes, and each other file to either."""
+    """Give all tests that use the machine to one of `make test`'s processes, and the others file by file to either."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Lanes(LoadScopeScheduling):
+        @functools.cached_property
+        def _of_machine(self):
+            return frozenset(config.cache.get(_OF_MACHINE, ()))
+
         def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "machine" if uses_machine(config.rootpath / file) else file
+            return "machine" if nodeid in self._of_machine else nodeid.split("::")[0]
 
     return Lanes(config, log)
 
@@ -45,16 +57,7 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_runtest_setup(item):
     """Where two processes run tests, those that measure go first on the processors."""
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
-        os.setpriority(os.PRIO_PROCESS, 0, 0 if uses_machine(item.path) else 10)
-
-
-def pytest_collection_modifyitems(items):
-    """Skip what this machine does not allow, and say why."""
-    for item in items:
-        if item.get_closest_marker("root") and os.geteuid() != 0:
-            item.add_marker(pytest.mark.skip(reason="needs root"))
-        if item.get_closest_marker("gpu") and not shutil.which("nvidia-smi"):
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        os.setpriority(os.PRIO_PROCESS, 0, 0 if uses_machine(item) else 10)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ MIB = 1 << 20
 #: What the drive does, in bytes per second.
 RATE = 64 * MIB
 DEPTHS = [1, 2, 4, 8, 16, 32, 64, 128]
-REPEATS = 3
+REPEATS = 2
 
 
 @pytest.fixture
@@ -86,8 +86,7 @@ def test_a_search_finds_what_the_grid_finds_in_fewer_trials(
     assert (found["answer"], found["beyond"]) == (largest, beyond)
     assert found["trials"] == len(record["plan"]) < found["grid"] == len(DEPTHS) * REPEATS
     assert {entry["id"] for entry in record["plan"]} < set(load_run(whole).trials().id)
-    told = f"largest depth with read.d2c_p99_us <= {target:.15g}: {largest} ({found['trials']} trials; the grid has 24)"
-    assert told in out
+    assert f"largest depth with read.d2c_p99_us <= {target:.15g}: {largest} ({found['trials']} trials; " in out
     check_report(run)
 
 

@@ -36,7 +36,7 @@ def slow_drive(tmp_path: Path) -> Iterator[drive.Drive]:
 
 
 def night(place: Path, results: Path) -> subprocess.CompletedProcess[str]:
-    words = ["--results", str(results), "--baseline", "latest:2", f"storage.path={place}"]
+    words = ["--results", str(results), "--baseline", "latest:2", f"storage.path={place}", "workload.loops=2"]
     command = [sys.executable, "-m", "sweep", str(CONF), *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
 
