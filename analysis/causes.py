@@ -162,9 +162,9 @@ def _verdict(moves: Mapping[str, _Move]) -> str:
 
 
 def _slower(way: Mapping[str, int]) -> bool:
-    """Return whether requests took longer; a few late ones held up nothing where mean and depth did not grow."""
-    mean, others = way.get("d2c_mean_us", 0), [way.get(name) for name in _LATENCIES[1:]]
-    return mean == 1 or (mean == 0 and 1 in others and way.get("depth_mean") != -1)
+    """Return whether requests took longer: by their mean, by their median, or a late few that kept others waiting."""
+    mean, median, late = (way.get(name, 0) for name in _LATENCIES)
+    return mean == 1 or (mean == 0 and (median == 1 or (late == 1 and way.get("depth_mean") != -1)))
 
 
 def _ceiling(op: str, now: pd.DataFrame, before: pd.DataFrame, key: Key) -> str:

@@ -24,6 +24,8 @@ from tests import drive
 ROOT = Path(__file__).parent.parent
 SHARE = 0.85
 CONF = ROOT / "benchmarks" / "held.yaml"
+#: One is enough: a night of both takes two minutes.
+FS = "xfs"
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def slow_drive(tmp_path: Path) -> Iterator[drive.Drive]:
 
 
 def night(place: Path, results: Path) -> subprocess.CompletedProcess[str]:
-    words = ["--results", str(results), "--baseline", "latest:2", f"storage.path={place}", "workload.loops=2"]
+    words = ["--results", str(results), "--baseline", "latest:2", f"storage.path={place}", f"grid.storage.fs=[{FS}]"]
     command = [sys.executable, "-m", "sweep", str(CONF), *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
 
@@ -60,21 +62,23 @@ def test_a_slower_drive_is_found_in_the_night_it_became_so(
     text = (folder / "comparison.txt").read_text()
     print(text)
     assert text in third.stdout
-    assert "REGRESSION: 4 of 4 measures slower" in text
+    assert "REGRESSION: 2 of 2 measures slower" in text
     told = json.loads((folder / "comparison.json").read_text())
     single = [one for one in told["regressions"] if one["members"] == 1]
     assert {(json.loads(one["cell"])["fs"], one["phase"].split()[0]) for one in single} == {
-        (fs, phase) for fs in ("ext4", "xfs") for phase in ("store", "load")
+        (FS, phase) for phase in ("store", "load")
     }
     for one in single:
         assert one["change"] == pytest.approx(SHARE - 1, abs=0.04)
         assert one["interval"][0] <= one["change"] <= one["interval"][1] < -0.05
         assert one["p"] <= 0.05
-        assert re.search(r"D2C \w+ \+\d+ %.*request sizes", one["cause"])
-        assert "the drive" in one["cause"]
-        assert "slower" in one["cause"]
+        assert re.search(r"request sizes.* unchanged", one["cause"])
         assert one["cause"] in text
+    # a store waits for the last of its requests, and a throttle lets most go at once: few are late, by what is left of
+    # a slice of 100 ms, so that its latency is another every night
+    load = next(one["cause"] for one in single if one["phase"].startswith("load"))
+    assert re.search(r"D2C mean \+\d+ %.*the drive.* slower", load)
     frame = ledger.read(results / ledger.FILE)
     assert frame.run.nunique() == 3
-    assert {json.loads(cell)["fs"] for cell in frame.cell.unique()} == {"ext4", "xfs"}
+    assert {json.loads(cell)["fs"] for cell in frame.cell.unique()} == {FS}
     assert (results / "held" / "history.html").is_file()

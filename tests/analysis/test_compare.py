@@ -240,6 +240,12 @@ def test_a_throttled_drive_is_slower_though_its_median_is_not() -> None:
     assert "the drive answered slower" in told
 
 
+def test_a_longer_median_is_slower_though_fewer_were_in_flight() -> None:
+    told = cause_of(depth_mean=6.4, d2c_mean_us=97.0, d2c_p50_us=95.0, d2c_p99_us=200.0)
+    assert "depth -20 %" in told
+    assert "the drive answered slower" in told
+
+
 def test_a_few_late_requests_are_not_the_cause_where_fewer_were_in_flight() -> None:
     told = cause_of(depth_mean=6.4, d2c_mean_us=100.0, d2c_p50_us=85.0, d2c_p99_us=260.0)
     assert "D2C p99 +" in told
