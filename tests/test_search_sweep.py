@@ -60,7 +60,7 @@ def patiently(machine: Machine, *arguments: str) -> tuple[int, str, str]:
 def test_a_search_finds_what_the_grid_finds_in_fewer_trials(
     slow_drive: drive.Drive, machine: Machine, tmp_path: Path
 ) -> None:
-    place = [f"storage.path={slow_drive.folder}", "figures=[]"]
+    place = [f"storage.path={slow_drive.folder}", "figures=[]", "trace.tracer=ftrace"]
     grid = tmp_path / "grid.yaml"
     grid.write_text("extends: search.yaml\nsearch: {axis: null}\n")
     (tmp_path / "search.yaml").write_text(Path("conf/search.yaml").read_text())

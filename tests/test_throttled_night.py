@@ -38,8 +38,9 @@ def slow_drive(tmp_path: Path) -> Iterator[drive.Drive]:
 
 
 def night(place: Path, results: Path) -> subprocess.CompletedProcess[str]:
-    words = ["--results", str(results), "--baseline", "latest:2", f"storage.path={place}", f"grid.storage.fs=[{FS}]"]
-    command = [sys.executable, "-m", "sweep", str(CONF), *words]
+    # a tracer that is not chosen anew in the state folder of this test
+    words = [f"storage.path={place}", f"grid.storage.fs=[{FS}]", "trace.tracer=ftrace", "--baseline", "latest:2"]
+    command = [sys.executable, "-m", "sweep", str(CONF), *words, "--results", str(results)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
 
 
