@@ -86,7 +86,8 @@ def test_a_search_finds_what_the_grid_finds_in_fewer_trials(
     assert (found["answer"], found["beyond"]) == (largest, beyond)
     assert found["trials"] == len(record["plan"]) < found["grid"] == len(DEPTHS) * REPEATS
     assert {entry["id"] for entry in record["plan"]} < set(load_run(whole).trials().id)
-    assert f"largest depth with read.d2c_p99_us <= {target:.15g}: {largest} ({found['trials']} trials; " in out
+    counts = f"{found['trials']} trials; the grid has {found['grid']}"
+    assert f"largest depth with read.d2c_p99_us <= {target:.15g}: {largest} ({counts})" in out
     check_report(run)
 
 

@@ -73,7 +73,7 @@ def test_a_slower_drive_is_found_in_the_night_it_became_so(
         assert one["change"] == pytest.approx(SHARE - 1, abs=0.04)
         assert one["interval"][0] <= one["change"] <= one["interval"][1] < -0.05
         assert one["p"] <= 0.05
-        assert re.search(r"request sizes.* unchanged", one["cause"])
+        assert re.search(r"request sizes( and depth)? unchanged", one["cause"])
         assert one["cause"] in text
     # a store waits for the last of its requests, and a throttle lets most go at once: few are late, by what is left of
     # a slice of 100 ms, so that its latency is another every night

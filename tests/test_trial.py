@@ -57,9 +57,9 @@ def test_known_pattern_comes_back_request_for_request(run_here, left_behind, tra
     options = {"mount_options": ["nodatacow"] if fs == "btrfs" else []}
     config = trial_config(tracer, fs, backing, workload, storage=options)
     record, folder = run_here(config)
-    # the kernel runs no BPF program inside another, now and then: told, and tried again as a sweep does
-    while tracer == "bpftrace" and (again := record["tracer"]["unmatched"]):
-        assert record["verdict"]["reasons"][0].startswith(f"{again} requests had an issue without a completion")
+    if tracer == "bpftrace" and (missed := record["tracer"]["unmatched"]):
+        # the kernel runs no BPF program inside another, now and then: told, and tried again once, as a sweep does
+        assert record["verdict"]["reasons"][0].startswith(f"{missed} requests had an issue without a completion")
         record, folder = run_here(config)
 
     assert record["verdict"] == {"state": "valid", "reasons": []}

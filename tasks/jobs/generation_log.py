@@ -117,7 +117,7 @@ def device(job: dict[str, Any], torch: Any) -> str:
 
     A node with a GPU whose torch finds none must not pass as a measurement of that GPU.
     """
-    # not even asked for: the question alone makes a process larger
+    # where it is not wanted it is not asked for: under a small limit of memory a job has no room for CUDA
     found = job["device"] != "cpu" and torch.cuda.is_available()
     if not found and (job["device"] == "cuda" or (job["device"] == "auto" and job["gpu"])):
         text = f"{job['device']} means CUDA on this node, and torch {torch.__version__} finds none"
