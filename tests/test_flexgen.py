@@ -230,8 +230,9 @@ def test_compressed_tensors_take_what_flexgen_allocates(size):
 @pytest.mark.slow
 @pytest.mark.root
 def test_weights_on_disk_are_traced_as_expected(run_here):
+    # At 512 MiB the page cache answers 3 to 10 % of the reads, at 336 MiB the kernel kills the engine.
     record, spool = run_here(
-        config(shape=WIDE, percent=WEIGHTS_ON_DISK, batch_size=2, prompt_len=64, gen_len=16, memory="512MiB")
+        config(shape=WIDE, percent=WEIGHTS_ON_DISK, batch_size=2, prompt_len=64, gen_len=16, memory="416MiB")
     )
     assert record["verdict"] == {"state": "valid", "reasons": []}
     moved = record["bytes"]
