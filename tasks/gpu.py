@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.units import format_bytes
+
 _KB = 1000
+
+#: More than a GPU holds for nobody, beside what its driver reserves; the context of a process of CUDA alone is larger.
+_NOBODYS_BYTES = 256 << 20
+
+#: How long the memory of a process that ended may take to be given back.
+_RELEASE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,22 @@ class Gpu:
         self._answered.add(reading.name)
         return value
 
+    def held(self) -> str | None:
+        """Say what processes hold of its memory now, or None: nothing, or a driver that cannot tell (before 510)."""
+        with suppress(self._nvml.NVMLError):
+            used_bytes = self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=self._nvml.nvmlMemory_v2).used
+            if used_bytes > _NOBODYS_BYTES:
+                return f"{format_bytes(used_bytes)} of the memory of {self.name}{self._holders()}"
+        return None
+
+    def _holders(self) -> str:
+        """Return the processes in words: as the driver numbers them, which is not as a container does."""
+        with suppress(self._nvml.NVMLError):
+            pids = [process.pid for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)]
+            if pids:
+                return f" (process {', '.join(map(str, pids))})"
+        return ""
+
     def close(self) -> None:
         """Nothing to let go of: NVML is shut down for all GPUs at once."""
 
@@ -94,6 +119,28 @@ class Gpus:
                 among.setdefault((reading, why), []).append(gpu.name)
         told = [f"{reading} of {', '.join(gpus)} could {why}" for (reading, why), gpus in among.items()]
         return "; ".join(filter(None, [self._trouble, *told])) or None
+
+    def held(self, release_s: float = 0.0) -> str | None:
+        """Say what of their memory processes hold after waiting `release_s` at most for its release, or None."""
+        end_s = time.monotonic() + release_s
+        while True:
+            held = " and ".join(filter(None, (gpu.held() for gpu in self.quick)))
+            if not held or time.monotonic() >= end_s:
+                return held or None
+            time.sleep(0.05)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Add to `trouble` who uses the GPUs when the body begins, while no job runs, or else when it has ended."""
+        held, when = self.held(_RELEASE_S), "when the job began"
+        try:
+            yield
+        finally:
+            if not held:
+                held, when = self.held(_RELEASE_S), "when the job had ended"
+            if held:
+                others = f"others held {held} {when}: they may have computed beside it"
+                self._trouble = "; ".join(filter(None, [self._trouble, others]))
 
 
 @contextmanager

@@ -180,6 +180,7 @@ class Sampler:
         begin_ns = time.monotonic_ns()
         with gpu.visible() as gpus, ExitStack() as running:
             self._tickers = self._start(gpus)
+            running.enter_context(gpus.watched())
             for ticker in self._tickers.values():
                 running.enter_context(ticker.running())
             try:

@@ -43,6 +43,22 @@ def test_a_gpu_that_torch_cannot_see_is_not_passed_over(asked, gpu):
         generation_log.device({"device": asked, "gpu": gpu}, torch(cuda=False))
 
 
+class OutOfMemoryError(RuntimeError):
+    """torch's, by its name."""
+
+
+def test_a_full_gpu_is_told_with_what_to_do_about_it(tmp_path):
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.40 GiB is "
+        "free. Process 7 has 138.41 GiB memory in use. If reserved but unallocated memory is large try setting this."
+    )
+    told = generation_log._in_words(OutOfMemoryError(said), tmp_path)
+    assert told.startswith("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert told.endswith(
+        "138.41 GiB memory in use: make workload.batch_size or the model smaller, or leave less of it on the GPU"
+    )
+
+
 def test_prompts_are_words_of_the_vocabulary_by_the_seed():
     job = {"shape": TINY, "prompt_len": 40, "seed": 1}
     ids = generation_log.prompts(job)

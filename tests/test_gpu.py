@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,12 +40,14 @@ class FakeNvml(ModuleType):
     NVML_TEMPERATURE_GPU = 0
     NVML_CLOCK_SM = 1
     NVML_PCIE_UTIL_TX_BYTES, NVML_PCIE_UTIL_RX_BYTES = 0, 1
+    nvmlMemory_v2 = 2
 
     def __init__(self, *uuids: str) -> None:
         super().__init__("pynvml")
         self.uuids = uuids
         self.fails: dict[str, Exception] = {}
         self.open = 0
+        self.held_bytes: dict[int, int] = {}
         for name, answer in {
             "nvmlInit": lambda: self._count(1),
             "nvmlShutdown": lambda: self._count(-1),
@@ -52,7 +55,8 @@ class FakeNvml(ModuleType):
             "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetUUID": lambda gpu: self.uuids[gpu],
             "nvmlDeviceGetUtilizationRates": lambda gpu: SimpleNamespace(gpu=90 + gpu, memory=12),
-            "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(used=1 << 30, total=1 << 37),
+            "nvmlDeviceGetMemoryInfo": self._memory,
+            "nvmlDeviceGetComputeRunningProcesses": lambda gpu: [SimpleNamespace(pid=70 + gpu)],
             "nvmlDeviceGetPowerUsage": lambda gpu: 250_500,
             "nvmlDeviceGetTemperature": lambda gpu, sensor: 41 + sensor,
             "nvmlDeviceGetClockInfo": lambda gpu, clock: 1980 * clock,
@@ -60,14 +64,19 @@ class FakeNvml(ModuleType):
         }.items():
             setattr(self, name, self._guarded(name, answer))
 
+    def _memory(self, gpu: int, version: int = 1) -> SimpleNamespace:
+        # the older question counts what the driver reserves as used
+        used = self.held_bytes.get(gpu, 0) if version == self.nvmlMemory_v2 else 1 << 30
+        return SimpleNamespace(used=used, total=1 << 37)
+
     def _count(self, by: int) -> None:
         self.open += by
 
     def _guarded(self, name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             if name in self.fails:
                 raise self.fails[name]
-            return answer(*arguments)
+            return answer(*arguments, **named)
 
         return call
 
@@ -230,3 +239,39 @@ def test_other_troubles_are_told_with_nvmls(nvml: FakeNvml, tmp_path: Path, monk
     _, watch = sampled(tmp_path, lambda: None)
     told = "could not be sampled to the end: OSError: no meminfo"
     assert watch.trouble == f"memory {told}; paging {told}; GPUs not sampled: Unknown Error"
+
+
+def test_a_gpu_that_others_use_is_told(nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_RELEASE_S", 0.1)
+    nvml.held_bytes = {1: 3 << 30}
+    _, watch = sampled(tmp_path, lambda: None)
+    told = "others held 3 GiB of the memory of gpu1 (process 71) when the job {}: they may have computed beside it"
+    assert watch.trouble == told.format("began")
+    nvml.held_bytes = {}
+    _, watch = sampled(tmp_path, lambda: nvml.held_bytes.update({1: 3 << 30}))
+    assert watch.trouble == told.format("had ended")
+
+
+def test_what_the_job_itself_held_is_not_others(nvml: FakeNvml, tmp_path: Path) -> None:
+    def ends_soon() -> None:
+        nvml.held_bytes = {0: 3 << 30}
+        threading.Timer(0.4, nvml.held_bytes.clear).start()
+
+    _, watch = sampled(tmp_path, ends_soon)
+    assert nvml.held_bytes == {}
+    assert watch.trouble is None
+
+
+@pytest.mark.parametrize("refused", ["nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses"])
+def test_a_driver_that_cannot_tell_who_uses_a_gpu(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    monkeypatch.setattr(gpu, "_RELEASE_S", 0.1)
+    nvml.held_bytes = {0: 3 << 30}
+    nvml.fails[refused] = NVMLError("Not Supported")
+    with gpu.visible() as gpus:
+        with gpus.watched():
+            pass
+        told = refused == "nvmlDeviceGetComputeRunningProcesses"
+        assert bool(gpus.trouble) == told
+        assert "process" not in str(gpus.trouble)

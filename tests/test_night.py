@@ -55,7 +55,7 @@ def test_a_second_night_is_refused_and_told_who_holds_it(tmp_path: Path, other: 
     begun = time.monotonic()
     with pytest.raises(UserError) as told, night.alone(tmp_path / "s", 0):
         pass
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10  # `other` holds it for much longer
     assert f"process {other.pid} of " in str(told.value)
     assert f" on {os.uname().nodename}, since 20" in str(told.value)
     assert "--wait" in str(told.value)

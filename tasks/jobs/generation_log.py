@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from free_space import is_full
+from gpu_memory import shortage
 from phase_log import PhaseLog
 
 #: Ids below this are special tokens of OPT: beginning, padding, end, unknown.
@@ -88,6 +89,9 @@ def run(main: Callable[[str], None], job_path: str) -> None:
 
 def _in_words(error: BaseException, offload_dir: str) -> str:
     """Return what an engine's error means; a full filesystem shows as all kinds of errors of the system."""
+    told: str | None = shortage(error, "make workload.batch_size or the model smaller, or leave less of it on the GPU")
+    if told:
+        return told
     full = "the filesystem under test was full: " if is_full(offload_dir) else ""
     # Engines assert without words: then the line that did.
     text = str(error) or traceback.extract_tb(error.__traceback__)[-1].line

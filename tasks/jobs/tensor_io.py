@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aio_library import load_library
+from gpu_memory import shortage
 from page_cache import evict
 from phase_log import PhaseLog
 
@@ -293,7 +294,8 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except Exception as e:
-        PhaseLog().error(f"{type(e).__name__}: {e}")
+        told = shortage(e, "leave the larger workload.sizes out, or cuda out of workload.tensor_devices")
+        PhaseLog().error(told or f"{type(e).__name__}: {e}")
         raise
     sys.stdout.flush()
     os._exit(0)  # torch takes more than half a second to leave, under the tracer's eyes
