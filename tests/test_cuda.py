@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.root, pytest.mark.slow]
 
 GIB = 1 << 30
 
-#: A token's keys and values are 128 KiB here.
+#: A token's keys and values are 128 KiB here. (FlexGen's four copy threads lock 2 GiB of host memory each.)
 DEEP = {"layers": 32, "hidden": 1024, "heads": 16, "vocabulary": 2048, "positions": 512}
 
 #: Takes all but so many bytes of the GPU's memory until its input ends.
@@ -31,7 +31,7 @@ def test_a_cache_on_the_drive_and_the_gpu_that_computes_with_it(run_here):
     settings = {"percent": [100, 0, 0, 0, 100, 0], "batch_size": 128, "prompt_len": 256, "gen_len": 6, "device": "cuda"}
     config = trial_config(
         workload={"kind": "flexgen", **vars(flexgen.Config(model=None, shape=DEEP, **settings))},
-        limits={"memory": "4GiB", "time_limit_s": 300},
+        limits={"memory": "10GiB", "time_limit_s": 300},
         storage={"image_size": "6GiB"},
         backing="disk",
     )
@@ -63,7 +63,6 @@ def test_a_cache_on_the_drive_and_the_gpu_that_computes_with_it(run_here):
 @pytest.fixture
 def crowded():
     """Another process holds all but a GiB of the GPU's memory."""
-    pytest.importorskip("torch")
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(GIB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
