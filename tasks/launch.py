@@ -25,6 +25,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 #: How long a cancelled task may take to notice; it waits in the kernel until then.
 _MOMENT_S = 0.5
 
+#: What a trial does for a shorter time is not told: nobody reads it, and each word costs head and node a message.
+_BRIEF_S = 0.05
+
 #: From this length on the log of supervisors is begun anew.
 _LOG_BYTES = 1 << 20
 
@@ -131,26 +134,36 @@ def _opened(first: Request) -> socket.socket:
     return near
 
 
-def _lines(events: BinaryIO) -> Iterator[bytes]:
-    """Yield lines as they come, awake every moment: Ray tells a task that it is cancelled between two of its steps."""
-    rest = b""
+def _lines(events: BinaryIO) -> Iterator[bytes | None]:
+    """Yield lines as they come, and None when nothing comes for a while.
+
+    Awake every moment: Ray tells a task that it is cancelled between two of its steps.
+    """
+    rest, limit_s = b"", _BRIEF_S
     while True:
-        if not select.select([events], [], [], _MOMENT_S)[0]:
+        if not select.select([events], [], [], limit_s)[0]:
+            limit_s = _MOMENT_S
+            yield None
             continue
         piece = os.read(events.fileno(), 1 << 16)
         if not piece:
             return
         *lines, rest = (rest + piece).split(b"\n")
         yield from lines
+        limit_s = _BRIEF_S
 
 
 def _outcome(events: BinaryIO, announce: Callable[[str], None]) -> Outcome:
-    doing = "starting"
+    doing, untold = "starting", False
     for line in _lines(events):
+        if line is None:
+            if untold:
+                announce(doing)
+            untold = False
+            continue
         event = json.loads(line)
         if event["event"] in ("phase", "alive"):
-            doing = event.get("text", doing)
-            announce(doing)
+            doing, untold = event.get("text", doing), True
         elif event["event"] == "finished":
             return Outcome(event["record"], Path(event["folder"]), event["files"], event["log_tail"])
         else:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def attempt(state, tmp_path, monkeypatch):
     yield run
     for door in doors:
         door.close()
+
+
+def test_what_a_trial_does_for_a_moment_is_not_told():
+    told = []
+    reader, writer = os.pipe()
+    with open(reader, "rb") as events, open(writer, "wb", buffering=0) as says:
+
+        def trial():
+            says.write(b'{"event": "phase", "text": "preparing xfs"}\n{"event": "phase", "text": "load"}\n{"event"')
+            time.sleep(0.3)
+            says.write(b': "phase", "text": "drain"}\n')
+            says.write(b'{"event": "finished", "record": {}, "folder": "/", "files": [], "log_tail": ""}\n')
+
+        with ThreadPoolExecutor() as pool:
+            pool.submit(trial)
+            assert launch._outcome(events, told.append).record == {}
+    assert told == ["load"]
 
 
 def supervisors(state):
