@@ -81,15 +81,17 @@ class Gpu:
         return value
 
     def held(self) -> str | None:
-        """Say what processes hold of its memory now, or None: nothing, or a driver that cannot tell (before 510)."""
+        """Say what processes hold of its memory now, or None: nothing, or an older driver, which cannot tell."""
         with suppress(self._nvml.NVMLError):
-            used_bytes = self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=self._nvml.nvmlMemory_v2).used
-            if used_bytes > _NOBODYS_BYTES:
-                return f"{format_bytes(used_bytes)} of the memory of {self.name}{self._holders()}"
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=self._nvml.nvmlMemory_v2)
+            # not `used`: what the driver reserves may be in it, or not (nvmlMemory_v2_t in NVML's R525 and R590)
+            held_bytes = memory.total - memory.free - memory.reserved
+            if held_bytes > _NOBODYS_BYTES:
+                return f"{format_bytes(held_bytes)} of the memory of {self.name}{self._holders()}"
         return None
 
     def _holders(self) -> str:
-        """Return the processes in words: as the driver numbers them, which is not as a container does."""
+        """Return the processes in words, by the driver's numbers, which need not be those of this container."""
         with suppress(self._nvml.NVMLError):
             pids = [process.pid for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)]
             if pids:
@@ -120,7 +122,7 @@ class Gpus:
         told = [f"{reading} of {', '.join(gpus)} could {why}" for (reading, why), gpus in among.items()]
         return "; ".join(filter(None, [self._trouble, *told])) or None
 
-    def held(self, release_s: float = 0.0) -> str | None:
+    def held(self, release_s: float) -> str | None:
         """Say what of their memory processes hold after waiting `release_s` at most for its release, or None."""
         end_s = time.monotonic() + release_s
         while True:

@@ -48,6 +48,7 @@ class FakeNvml(ModuleType):
         self.fails: dict[str, Exception] = {}
         self.open = 0
         self.held_bytes: dict[int, int] = {}
+        self.reserved_is_used = False
         for name, answer in {
             "nvmlInit": lambda: self._count(1),
             "nvmlShutdown": lambda: self._count(-1),
@@ -65,9 +66,12 @@ class FakeNvml(ModuleType):
             setattr(self, name, self._guarded(name, answer))
 
     def _memory(self, gpu: int, version: int = 1) -> SimpleNamespace:
-        # the older question counts what the driver reserves as used
-        used = self.held_bytes.get(gpu, 0) if version == self.nvmlMemory_v2 else 1 << 30
-        return SimpleNamespace(used=used, total=1 << 37)
+        if version != self.nvmlMemory_v2:
+            return SimpleNamespace(used=1 << 30, total=1 << 37)
+        reserved, held = 1 << 29, self.held_bytes.get(gpu, 0)
+        # some drivers count what they reserve as used
+        used = held + reserved * self.reserved_is_used
+        return SimpleNamespace(total=1 << 37, reserved=reserved, used=used, free=(1 << 37) - reserved - held)
 
     def _count(self, by: int) -> None:
         self.open += by
@@ -241,8 +245,14 @@ def test_other_troubles_are_told_with_nvmls(nvml: FakeNvml, tmp_path: Path, monk
     assert watch.trouble == f"memory {told}; paging {told}; GPUs not sampled: Unknown Error"
 
 
-def test_a_gpu_that_others_use_is_told(nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reserved_is_used", [False, True])
+def test_a_gpu_that_others_use_is_told(
+    nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserved_is_used: bool
+) -> None:
     monkeypatch.setattr(gpu, "_RELEASE_S", 0.1)
+    nvml.reserved_is_used = reserved_is_used
+    _, watch = sampled(tmp_path, lambda: None)
+    assert watch.trouble is None
     nvml.held_bytes = {1: 3 << 30}
     _, watch = sampled(tmp_path, lambda: None)
     told = "others held 3 GiB of the memory of gpu1 (process 71) when the job {}: they may have computed beside it"
@@ -262,16 +272,20 @@ def test_what_the_job_itself_held_is_not_others(nvml: FakeNvml, tmp_path: Path) 
     assert watch.trouble is None
 
 
-@pytest.mark.parametrize("refused", ["nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses"])
+@pytest.mark.parametrize(
+    ("refused", "told"),
+    [
+        ("MemoryInfo", None),
+        ("ComputeRunningProcesses", "others held 3 GiB of the memory of gpu0 when the job began: they may have"),
+    ],
+)
 def test_a_driver_that_cannot_tell_who_uses_a_gpu(
-    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, refused: str
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, refused: str, told: str | None
 ) -> None:
     monkeypatch.setattr(gpu, "_RELEASE_S", 0.1)
     nvml.held_bytes = {0: 3 << 30}
-    nvml.fails[refused] = NVMLError("Not Supported")
+    nvml.fails[f"nvmlDeviceGet{refused}"] = NVMLError("Not Supported")
     with gpu.visible() as gpus:
         with gpus.watched():
             pass
-        told = refused == "nvmlDeviceGetComputeRunningProcesses"
-        assert bool(gpus.trouble) == told
-        assert "process" not in str(gpus.trouble)
+        assert gpus.trouble == (told and f"{told} computed beside it")

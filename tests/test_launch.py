@@ -55,8 +55,8 @@ def test_what_a_trial_does_for_a_moment_is_not_told():
         def trial():
             says.write(b'{"event": "phase", "text": "preparing xfs"}\n{"event": "phase", "text": "load"}\n{"event"')
             time.sleep(0.3)
-            says.write(b': "phase", "text": "drain"}\n')
-            says.write(b'{"event": "finished", "record": {}, "folder": "/", "files": [], "log_tail": ""}\n')
+            finished = b'{"event": "finished", "record": {}, "folder": "/", "files": [], "log_tail": ""}\n'
+            says.write(b': "phase", "text": "drain"}\n' + finished)
 
         with ThreadPoolExecutor() as pool:
             pool.submit(trial)
