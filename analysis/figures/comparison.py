@@ -23,6 +23,8 @@ from analysis.units import GIB, MIB, number_text
 _ROW, _GAP = 26, 26
 #: Below this a bandwidth is told in MiB/s.
 _FEW = GIB / 10
+#: Small numbers have long labels: some are left out rather than run into each other.
+_AXIS = alt.Axis(tickCount=4, labelOverlap="greedy", labelSeparation=8)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _dots(column: _Column, names: dict[str, str], width: int, first: bool) -> al
     scale = alt.Scale(domain=[0, top * (2.0 if column.shares else 1.3) or 1.0], nice=False)
     axis = alt.Axis(labelLimit=300, ticks=False, domain=False) if first else None
     y = alt.Y("cell:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=axis)
-    x = alt.X("mean:Q", title=column.title, scale=scale, axis=alt.Axis(tickCount=4))
+    x = alt.X("mean:Q", title=column.title, scale=scale, axis=_AXIS)
     base = alt.Chart(alt.InlineData(values=means)).encode(y=y)
     dots = alt.Chart(alt.InlineData(values=single)).encode(x=alt.X("value:Q", scale=scale), y=y)
     layers = [
