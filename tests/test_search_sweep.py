@@ -85,7 +85,9 @@ def test_a_search_finds_what_the_grid_finds_in_fewer_trials(
     largest = max(depth for depth in measured.index if (measured[measured.index <= depth] <= target).all())
     assert (found["answer"], found["beyond"]) == (largest, beyond)
     assert found["trials"] == len(record["plan"]) < found["grid"] == len(DEPTHS) * REPEATS
-    assert {entry["id"] for entry in record["plan"]} < set(load_run(whole).trials().id)
+    # Values beside the border have more repeats than asked for where those few do not tell.
+    tried = {entry["id"] for entry in record["plan"] if entry["repeat"] <= REPEATS}
+    assert tried < set(load_run(whole).trials().id)
     counts = f"{found['trials']} trials; the grid has {found['grid']}"
     assert f"largest depth with read.d2c_p99_us <= {target:.15g}: {largest} ({counts})" in out
     check_report(run)
