@@ -35,7 +35,7 @@ quickstart: setup
 
 test: export BROWSER = 1
 test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadscope $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadscope --reruns 1 $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff check

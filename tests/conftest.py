@@ -28,15 +28,10 @@ def uses_machine(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip what this machine does not allow, and say why; let what depends on the machine's speed go a second time.
-
-    Others share this machine's drive and processors: what takes a second may take ten. The summary lists second tries.
-    """
+    """Skip what this machine does not allow, and say why."""
     if hasattr(config, "workerinput"):
         config.cache.set(_OF_MACHINE, [item.nodeid for item in items if uses_machine(item)])
     for item in items:
-        if uses_machine(item):
-            item.add_marker(pytest.mark.flaky(reruns=1))
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
         if item.get_closest_marker("gpu") and not shutil.which("nvidia-smi"):

@@ -93,6 +93,7 @@ def test_a_supervisor_killed_while_it_waits_is_replaced(state, attempt):
     assert attempt() == "valid"
     first, _, trial = settled(state, 3)
     os.kill(trial, signal.SIGKILL)
+    settled(state, 2)
     assert attempt() == "valid"
     settled(state, 3)
     os.kill(first, signal.SIGKILL)
