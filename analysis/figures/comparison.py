@@ -24,7 +24,9 @@ _ROW, _GAP = 26, 26
 #: Below this a bandwidth is told in MiB/s.
 _FEW = GIB / 10
 #: Small numbers have long labels: some are left out rather than run into each other.
-_AXIS = alt.Axis(tickCount=4, labelOverlap="greedy", labelSeparation=8)
+_AXIS = alt.Axis(tickCount=3, labelFlush=False, labelOverlap="greedy", labelSeparation=8)
+#: Of a number at its bar: size, distance from the bar and, about, the width of a character, in pixels.
+_FONT, _BESIDE, _CHARACTER = 11, 7, 6
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def _dots(column: _Column, names: dict[str, str], width: int, first: bool) -> al
             reached = [share for slug, share in column.shares.items() if names[slug] == row]
             of_ceiling = f" ({percent(sum(reached) / len(reached))})" if len(reached) == len(own) else ""
             means.append({"cell": row, "mean": mean, "text": number_text(mean) + of_ceiling, "end": max(own)})
-    top = max(one["value"] for one in single)
-    scale = alt.Scale(domain=[0, top * (2.0 if column.shares else 1.3) or 1.0], nice=False)
+    top = max(one["end"] * width / max(width - _BESIDE - _CHARACTER * len(one["text"]), width / 4) for one in means)
+    scale = alt.Scale(domain=[0, top or 1.0], nice=False)
     axis = alt.Axis(labelLimit=300, ticks=False, domain=False) if first else None
     y = alt.Y("cell:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=axis)
     x = alt.X("mean:Q", title=column.title, scale=scale, axis=_AXIS)
@@ -123,6 +125,6 @@ def _dots(column: _Column, names: dict[str, str], width: int, first: bool) -> al
     layers = [
         base.mark_bar(height=12, opacity=0.35, color=column.colour).encode(x=x),
         dots.mark_point(filled=True, size=26, opacity=0.9, color=column.colour),
-        base.mark_text(align="left", dx=7, fontSize=11).encode(x=alt.X("end:Q", scale=scale), text="text:N"),
+        base.mark_text(align="left", dx=_BESIDE, fontSize=_FONT).encode(x=alt.X("end:Q", scale=scale), text="text:N"),
     ]
     return alt.LayerChart(layer=layers).properties(width=width, height=_ROW * len(rows))
