@@ -26,6 +26,7 @@ def test_it_is_what_the_project_needs_without_torch_and_what_only_torch_needs(bu
     )
     assert not {"torch", "triton", "sympy", "networkx", "offload-sweep"} & set(needed)
     assert not {"pytest", "hypothesis", "mypy"} & set(needed), "tests are run elsewhere"
+    assert {"ray", "pytest", "hypothesis", "nbformat", "pluggy"} <= set(dict(bundle.needed("3.12", tests=True)))
 
 
 def test_it_is_what_the_tree_asks_for_whatever_was_installed(bundle, tmp_path, monkeypatch):
