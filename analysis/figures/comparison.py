@@ -108,7 +108,7 @@ def _dots(column: _Column, names: dict[str, str], width: int, first: bool) -> al
     single: list[dict[str, Any]] = [
         {"cell": names[slug], "value": value} for slug, value in column.values.items() if value is not None
     ]
-    means = []
+    means: list[dict[str, Any]] = []
     for row in rows:
         if own := [float(one["value"]) for one in single if one["cell"] == row]:
             mean = sum(own) / len(own)
