@@ -154,7 +154,7 @@ def match(
             found.lost.append(f"{cell_words(cell)}: no trial of it in this run")
         else:
             found.unmatched.append(f"{cell_words(cell)}: not in this run's plan")
-    if metrics and not found.measures and not found.unmatched:
+    if metrics and not (found.measures or found.unmatched or found.lost):
         raise AnalysisError(f"--metric {', '.join(metrics)}: no cell that the runs share has it in a valid trial")
     return found
 

@@ -341,6 +341,16 @@ def test_a_measure_that_one_base_had_and_the_run_lacks_is_lost_when_it_is_asked_
     assert "batch=1,fs=ext4 load aio cpu 64 MiB: no valid trial of this run has d2c_p99_us" in told.lost
 
 
+def test_a_run_that_has_nothing_of_what_is_asked_for_has_lost_it() -> None:
+    unmeasured, failed = made(2), made(3)
+    unmeasured["d2c_p99_us"] = None
+    failed["verdict"] = "failed"
+    for now, why in ((unmeasured, "load aio cpu 64 MiB: no valid trial of this run has"), (failed, "none of 5 trials")):
+        told = compare(now, [made(1)], metrics=["load/read.d2c_p99_us"])
+        assert (told.judged, len(told.lost)) == (0, len(CELLS))
+        assert why in told.lost[0]
+
+
 def test_values_of_nothing_are_told() -> None:
     now = made(2)
     stopped = (now.cell == text_of(CELLS[0])) & (now.phase == PHASES[0]) & (now["repeat"] == 2)
