@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tasks import workloads
+from tasks import launch, workloads
 from tasks.lease import Lease
 from tasks.spec import Trace, TrialSpec
 
@@ -112,6 +113,33 @@ def trial_spec(config, **fields):
     """Return the specification of a trial with this configuration."""
     token = f"{TOKENS}-{uuid.uuid4().hex[:8]}"
     return TrialSpec("test", "a=1,rep=1", "a-1_rep-1-000000", {"a": 1}, 1, 1, token, config, {"plan": "x"}, **fields)
+
+
+@pytest.fixture
+def own_supervisor(state, monkeypatch):
+    """Attempts that this test launches have a supervisor of their own, which ends with the test."""
+    doors = []
+    monkeypatch.setattr(launch, "_doors", doors)
+    yield
+    for door in doors:
+        door.close()
+
+
+@pytest.fixture
+def at_once(own_supervisor):
+    """Return a function that runs trials at the same time, as several sweeps do; it returns records and words told."""
+
+    def run(*configs):
+        told = []
+
+        def one(config):
+            with launch.launched(trial_spec(config), told.append) as outcome:
+                return outcome.record
+
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(one, configs)), told
+
+    return run
 
 
 @pytest.fixture

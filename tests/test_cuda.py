@@ -88,3 +88,12 @@ def test_a_trial_beside_another_process_of_the_gpu_says_so(run_here, crowded):
     record, _ = run_here(tensors("16MiB"))
     assert record["verdict"] == {"state": "valid", "reasons": []}
     assert "when the job began: they may have computed beside it" in record["trouble"]
+
+
+def test_two_trials_for_one_gpu_take_turns(at_once):
+    records, told = at_once(tensors("64MiB"), tensors("32MiB"))
+    assert [record["verdict"]["state"] for record in records] == ["valid", "valid"]
+    first, second = sorted((record["tracer"]["begin_ns"], record["tracer"]["end_ns"]) for record in records)
+    assert first[1] <= second[0]
+    assert not [record for record in records if "gpu" in (record.get("trouble") or "")]
+    assert "waiting for another sweep's trial on this machine" in told

@@ -31,10 +31,8 @@ def test_the_log_is_its_owners_and_bounded(state, monkeypatch):
 
 
 @pytest.fixture
-def attempt(state, tmp_path, monkeypatch):
+def attempt(own_supervisor, tmp_path):
     """Return a function that runs a trial that does nothing under a supervisor of the test's own."""
-    doors = []
-    monkeypatch.setattr(launch, "_doors", doors)
     config = trial_config("none", workload={"kind": "command", "argv": ["true"]})
     config["storage"] |= {"kind": "directory", "path": str(tmp_path), "fs": "auto"}
 
@@ -42,9 +40,7 @@ def attempt(state, tmp_path, monkeypatch):
         with launch.launched(trial_spec(config), lambda text: None) as outcome:
             return outcome.record["verdict"]["state"]
 
-    yield run
-    for door in doors:
-        door.close()
+    return run
 
 
 def test_what_a_trial_does_for_a_moment_is_not_told():
@@ -99,6 +95,16 @@ def test_a_supervisor_killed_while_it_waits_is_replaced(state, attempt):
     os.kill(first, signal.SIGKILL)
     settled(state, 0)
     assert attempt() == "valid"
+
+
+def test_two_trials_on_one_machine_take_turns(at_once, tmp_path):
+    config = trial_config("none", workload={"kind": "command", "argv": ["sleep", "0.3"]})
+    config["storage"] |= {"kind": "directory", "path": str(tmp_path), "fs": "auto"}
+    records, told = at_once(config, config)
+    assert [record["verdict"]["state"] for record in records] == ["valid", "valid"]
+    first, second = sorted((record["tracer"]["begin_ns"], record["tracer"]["end_ns"]) for record in records)
+    assert first[1] <= second[0]
+    assert "waiting for another sweep's trial on this machine" in told
 
 
 def test_no_supervisor_waits_for_a_process_that_is_gone(state, attempt):

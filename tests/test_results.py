@@ -1,4 +1,4 @@
-"""What is committed of the study on a GPU: every trial valid, its bytes told thrice, its pictures there, all of it small."""
+"""What is committed of the study on a GPU: every trial valid, its bytes told thrice, its pictures there."""
 
 import re
 from pathlib import Path
