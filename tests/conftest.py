@@ -24,8 +24,8 @@ _OF_MACHINE = "lanes/machine"
 
 
 def uses_machine(item):
-    """Say whether a test mounts, traces, starts Ray or takes long: what another of its kind would disturb."""
-    return any(item.get_closest_marker(name) for name in ("root", "ray", "gpu", "slow"))
+    """Say whether a test mounts, traces or starts Ray: what another of its kind would disturb."""
+    return any(item.get_closest_marker(name) for name in ("root", "ray", "gpu"))
 
 
 def pytest_collection_modifyitems(config, items):
