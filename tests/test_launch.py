@@ -98,7 +98,7 @@ def test_a_supervisor_killed_while_it_waits_is_replaced(state, attempt):
 
 
 def test_two_trials_on_one_machine_take_turns(at_once, tmp_path):
-    config = trial_config("none", workload={"kind": "command", "argv": ["sleep", "0.3"]})
+    config = trial_config("none", workload={"kind": "command", "argv": ["sleep", "1"]})
     config["storage"] |= {"kind": "directory", "path": str(tmp_path), "fs": "auto"}
     records, told = at_once(config, config)
     assert [record["verdict"]["state"] for record in records] == ["valid", "valid"]
