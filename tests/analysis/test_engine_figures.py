@@ -394,6 +394,19 @@ def test_cells_are_compared_by_the_mean_of_their_valid_repeats(made: Run) -> Non
     assert any(text.endswith(f"({100 * sum(shares) / 2:.1f} %)") for text in told)
 
 
+def test_the_numbers_beside_the_bars_fit_their_panels(made: Run) -> None:
+    drawn = next(fig5.charts(made)).chart.to_dict()
+    panels = drawn["hconcat"]
+    assert len(panels) == 4
+    for panel in panels:
+        (numbers,) = (layer for layer in panel["layer"] if layer["mark"]["type"] == "text")
+        top = panel["layer"][0]["encoding"]["x"]["scale"]["domain"][1]
+        for row in drawn["datasets"][numbers["data"]["name"]]:
+            bar = row["end"] / top * panel["width"]
+            # digits of a sans serif font are hardly wider than half its size
+            assert bar + numbers["mark"]["dx"] + 0.53 * numbers["mark"]["fontSize"] * len(row["text"]) <= panel["width"]
+
+
 def test_one_cell_is_compared_with_nothing_and_invalid_trials_are_in_no_mean(tmp_path: Path) -> None:
     shapes = {f"batch_size={n}": [Shape(steps=2, data_mib=4, gpus=0)] for n in (1, 2)}
     run = load_run(make_engine_run(tmp_path, shapes, []))
